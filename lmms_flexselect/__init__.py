@@ -1,0 +1,46 @@
+"""FlexSelect visual-token selection for long video, as a library and as a plugin for lmms-eval.
+
+The names below are loaded on first use: lmms-eval imports this package for its model manifests long before, and often
+without ever, needing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmms_flexselect.errors import FlexSelectError
+    from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+    from lmms_flexselect.flexselect import FlexSelect, Selection
+    from lmms_flexselect.prompt import VideoPrompt
+    from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
+
+__version__ = "0.1.0"
+__all__ = [
+    "FlexSelect",
+    "FlexSelectError",
+    "Qwen2_5_VL",
+    "Random",
+    "ReferenceLayer",
+    "Selection",
+    "Uniform",
+    "VideoPrompt",
+]
+
+_HOME = {
+    "FlexSelect": "flexselect",
+    "FlexSelectError": "errors",
+    "Qwen2_5_VL": "families.qwen2_5_vl",
+    "Random": "selectors",
+    "ReferenceLayer": "selectors",
+    "Selection": "flexselect",
+    "Uniform": "selectors",
+    "VideoPrompt": "prompt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

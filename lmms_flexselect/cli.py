@@ -1,0 +1,39 @@
+"""``lmms-flexselect …``: the commands of this package outside lmms-eval."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+PLACES = ("tasks", "run_configs", "needle")
+
+
+def installed_path(place: str) -> Path:
+    """Folder of the installed tasks, run configurations or needle checkpoints.
+
+    ``tasks`` goes to ``lmms-eval --include_path``; ``needle`` is the tiny trained Qwen2.5-VL that the demo runs.
+    """
+    if place == "needle":
+        return installed_path("needle.checkpoints") / "qwen2_5_vl"
+    package, _, rest = place.partition(".")
+    spec = find_spec(f"lmms_flexselect.{package}")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"lmms_flexselect.{package} is not installed")
+    return Path(next(iter(spec.submodule_search_locations))) / rest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="lmms-flexselect", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    path = commands.add_parser("path", help="print where tasks, run configs or the needle model are installed")
+    path.add_argument("place", choices=PLACES)
+    chosen = parser.parse_args(arguments)
+    print(installed_path(chosen.place))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

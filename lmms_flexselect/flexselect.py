@@ -1,0 +1,142 @@
+"""`FlexSelect`: from a long prompt to a short one; the only place where the steps meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.frame_sets import interleaved_frame_sets
+from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.selection import round_up, set_quotas, share_budget
+from lmms_flexselect.selectors import Selector
+
+
+@dataclass
+class Selection:
+    """What was kept of one prompt, and why.
+
+    Attributes
+    ----------
+    prompt
+        The shortened prompt.
+    keep
+        ``(tokens,)`` bool over the full prompt; text is always kept.
+    scores
+        ``(visual,)`` float32 over the full prompt's visual tokens; NaN where nothing was scored.
+    frame_set
+        ``(visual,)`` int64: the frame set of each visual token, counted through all videos of the prompt.
+    visual_columns
+        ``(visual,)`` int64: where the visual tokens stand in the full prompt.
+    visual_kept
+        ``(visual,)`` bool: `keep` at the visual tokens.
+    visual_frame, visual_video
+        ``(visual,)`` int64: frame and video of each visual token.
+    """
+
+    prompt: VideoPrompt
+    keep: Tensor
+    scores: Tensor
+    frame_set: Tensor
+    visual_columns: Tensor = field(repr=False)
+    visual_kept: Tensor = field(repr=False)
+    visual_frame: Tensor = field(repr=False)
+    visual_video: Tensor = field(repr=False)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens before selection."""
+        return len(self.visual_kept)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Visual tokens after selection."""
+        return int(self.visual_kept.sum())
+
+    def tokens_per_frame(self, video: int = 0) -> Tensor:
+        """How many tokens of each frame were kept: ``(frames,)`` int64."""
+        of_video = self.visual_video == video
+        frames = self.visual_frame[of_video]
+        return torch.bincount(frames[self.visual_kept[of_video]], minlength=int(frames.max()) + 1)
+
+
+@dataclass
+class FlexSelect:
+    """Partition, score, select, aggregate (paper, section 3.2).
+
+    Attributes
+    ----------
+    selector
+        Who decides; None keeps everything (the paired baseline).
+    token_budget
+        Visual tokens to keep of one prompt; its videos share them by size.
+    max_frames_per_set
+        Upper bound of a frame set.
+    budget_remainder
+        What becomes of the tokens that do not divide by the number of sets: ``"spread"`` or ``"drop"``.
+    round_budget
+        Round each video's share up to whole frames, as the reference does for Qwen2.5-VL.
+    """
+
+    selector: Selector | None
+    token_budget: int = 7040
+    max_frames_per_set: int = 64
+    budget_remainder: str = "spread"
+    round_budget: bool = True
+
+    def __post_init__(self) -> None:
+        if self.token_budget < 1:
+            raise OptionError(f"token_budget={self.token_budget}: must be at least 1 visual token")
+
+    def __call__(self, prompt: VideoPrompt) -> Selection:
+        """Shorten one prompt to the token budget; the text around the videos is never touched.
+
+        Nothing is scored, and the prompt comes back whole, where the budget is no smaller than a video.
+
+        Raises
+        ------
+        OptionError
+            If the budget does not leave one token for every frame set.
+        """
+        keep = torch.ones(len(prompt), dtype=torch.bool, device=prompt.video.device)
+        visual = prompt.visual
+        scores = torch.full((len(prompt),), torch.nan, device=prompt.video.device)
+        frame_set = torch.zeros(len(prompt), dtype=torch.int64, device=prompt.video.device)
+        columns_of = [(prompt.video == v).nonzero().squeeze(-1) for v in range(prompt.num_videos)]
+        budgets = share_budget(self.token_budget, [len(c) for c in columns_of]) if columns_of else []
+        first_set = 0
+        for columns, budget in zip(columns_of, budgets, strict=True):
+            frames = prompt.frame[columns]
+            num_frames = int(frames.max()) + 1
+            if self.round_budget:
+                budget = round_up(budget, len(columns) // num_frames)
+            sets = self._sets(frames, num_frames)
+            for number, members in enumerate(sets, start=first_set):
+                frame_set[columns[members]] = number
+            first_set += len(sets)
+            if self.selector is None or len(columns) <= budget:
+                continue
+            quotas = set_quotas(budget, [int(members.sum()) for members in sets], self.budget_remainder)
+            kept, relevance = self.selector(prompt, columns, sets, quotas)
+            keep[columns] = kept
+            if relevance is not None:
+                scores[columns] = relevance
+        return Selection(
+            prompt=prompt if bool(keep.all()) else prompt.keep(keep),
+            keep=keep,
+            scores=scores[visual],
+            frame_set=frame_set[visual],
+            visual_columns=visual.nonzero().squeeze(-1),
+            visual_kept=keep[visual],
+            visual_frame=prompt.frame[visual],
+            visual_video=prompt.video[visual],
+        )
+
+    def _sets(self, frames: Tensor, num_frames: int) -> list[Tensor]:
+        set_of_frame = torch.empty(num_frames, dtype=torch.int64, device=frames.device)
+        frame_sets = interleaved_frame_sets(num_frames, self.max_frames_per_set)
+        for number, members in enumerate(frame_sets):
+            set_of_frame[members.to(frames.device)] = number
+        return [set_of_frame[frames] == number for number in range(len(frame_sets))]

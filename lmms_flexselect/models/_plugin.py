@@ -1,0 +1,228 @@
+"""What every ``*_flexselect`` class adds to the upstream wrapper it subclasses."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from loguru import logger
+from transformers import AutoConfig
+
+from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.models._media import MediaProcessor
+from lmms_flexselect.models._records import DocumentLog, gather, results_block
+from lmms_flexselect.models._selecting_model import SelectingModel
+from lmms_flexselect.models._upstream import replaced, use_upstream_prompts
+from lmms_flexselect.options import FlexSelectOptions, check_names
+from lmms_flexselect.presets import preset
+from lmms_flexselect.selectors import Random, Selector, Uniform
+
+
+class FlexSelectPlugin:
+    """Mixed in before an upstream wrapper; everything family-neutral lives here once.
+
+    The upstream loop stays in charge. It is handed a processor that reads the videos (`MediaProcessor`), a model that
+    selects before it generates (`SelectingModel`), and a `task_dict` that tells which document is being read
+    (`DocumentLog`).
+    """
+
+    upstream_name: ClassVar[str]
+    _upstream_module: ClassVar[ModuleType]
+    _upstream_loads: ClassVar[str]
+    _model_type: ClassVar[str]
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            upstream_args = self._resolve(given)
+            use_upstream_prompts()
+            self._load(upstream_args)
+        except FlexSelectError as error:
+            _stop(error)
+        self.task_dict = DocumentLog()
+        self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
+        family = self._family(super().model)  # type: ignore[misc]
+        flexselect = FlexSelect(
+            self._selector(family),
+            self.options.token_budget,
+            self.options.max_frames_per_set,
+            self.options.budget_remainder,
+        )
+        self._selecting = SelectingModel(family, flexselect, self.options, self.processor, self.task_dict)
+        self._cli_args: Any = None
+        logger.info(f"FlexSelect options: {self.options.to_dict()}")
+
+    # What a family's class says of itself -------------------------------------------------------------------------
+
+    def _family(self, model: Any) -> Any:
+        raise NotImplementedError
+
+    def _sampling(self) -> Any:
+        raise NotImplementedError
+
+    def _pass_metadata(self) -> bool:
+        return True
+
+    def _check_frames(self, upstream_args: dict[str, Any]) -> None:
+        """Raise `OptionError` for a sampling that cannot work with the options."""
+
+    # Construction -------------------------------------------------------------------------------------------------
+
+    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Split the model arguments into ours and upstream's, and check all that can be checked without weights."""
+        upstream_init = super().__init__  # type: ignore[misc]
+        signature = inspect.signature(upstream_init).parameters
+        accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
+        check_names(given, {*FlexSelectOptions.names(), *accepted})
+        FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
+
+        pretrained = given.get("pretrained", signature["pretrained"].default)
+        config = self._checkpoint_config(pretrained)
+        num_layers = config.get_text_config().num_hidden_layers
+        fill = preset(self._model_type, str(pretrained), getattr(config, "flexselect", None), num_layers)
+        check_names(fill, {*FlexSelectOptions.names(), *accepted})
+        self.options = FlexSelectOptions.resolve(given, fill)
+        self.options.check_model(num_layers)
+        merged = {**fill, **given, "pretrained": pretrained}
+        upstream_args = {name: value for name, value in merged.items() if name in accepted}
+        if not torch.cuda.is_available():
+            upstream_args["device"] = upstream_args.get("device") or "cpu"
+        if str(upstream_args.get("device") or "").startswith("cpu"):
+            upstream_args["device_map"] = "cpu"
+        self._check_frames({**{n: signature[n].default for n in accepted}, **upstream_args})
+        return upstream_args
+
+    def _checkpoint_config(self, pretrained: str) -> Any:
+        try:
+            config = AutoConfig.from_pretrained(pretrained)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({reason})") from None
+        if config.model_type != self._model_type:
+            raise OptionError(
+                f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {self._model_type}"
+            )
+        return config
+
+    def _load(self, upstream_args: dict[str, Any]) -> None:
+        """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
+        module, name = self._upstream_module, self._upstream_loads
+        replacements = {name: _StrictLoader(getattr(module, name), self.options.dtype)}
+        accelerator = None
+        if upstream_args.get("device_map") == "cpu":
+            # Upstream takes every process of several for a GPU's; on CPUs it is shown one, and told the truth after.
+            accelerator = Accelerator()
+            replacements["Accelerator"] = _OneProcess
+        with replaced(module, **replacements):
+            super().__init__(**upstream_args)
+        if accelerator is not None:
+            self.accelerator = accelerator
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+
+    def _selector(self, family: Any) -> Selector | None:
+        options = self.options
+        if options.selector == "reference":
+            assert options.reference_layer is not None
+            return family.reference_layer(options.reference_layer, options.reduction)
+        return {"uniform": Uniform(), "random": Random(options.seed), "none": None}[options.selector]
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """What upstream's loop calls `generate` on."""
+        return getattr(self, "_selecting", None) or super().model  # type: ignore[misc]
+
+    def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
+        """Upstream's loop; its answers, with the tokens that the language model read counted."""
+        self._remember_cli(requests)
+        try:
+            answers = super().generate_until(requests)  # type: ignore[misc]
+        except FlexSelectError as error:
+            _stop(error)
+        counted = {record.key: record for record in self._selecting.records}
+        documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in requests)]
+        return [self._with_counts(a, counted.get(d)) for a, d in zip(answers, documents, strict=True)]
+
+    def clean(self) -> None:
+        """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
+        records = gather(self._selecting.records)
+        block = results_block(self.options.to_dict(), records)
+        self.flexselect_results = block
+        if self.rank == 0 and records:  # type: ignore[attr-defined]
+            # Upstream's chat classes have reported time and tokens already; the simple ones report nothing.
+            reported = not self.is_simple  # type: ignore[attr-defined]
+            seconds = 0.0 if reported else sum(r.generate_seconds for r in records)
+            tokens = 0 if reported else sum(r.output_tokens for r in records)
+            log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, block["overall"])
+            if self._cli_args is not None:
+                self._cli_args.flexselect = block  # lmms-eval writes these out as config.resolved_cli_args
+        self._selecting = None
+        super().clean()  # type: ignore[misc]
+
+    def _remember_cli(self, requests: list[Any]) -> None:
+        for argument in requests[0].args if requests else ():
+            task = getattr(argument, "__self__", None)
+            if getattr(task, "args", None) is not None:
+                self._cli_args = task.args
+
+    @staticmethod
+    def _with_counts(answer: Any, record: Any) -> GenerationResult:
+        text = answer.text if isinstance(answer, GenerationResult) else answer
+        if record is None:
+            return answer if isinstance(answer, GenerationResult) else GenerationResult(text)
+        return GenerationResult(text, TokenCounts(record.input_tokens, record.output_tokens))
+
+
+class _OneProcess:
+    """The part of `Accelerator` that upstream's constructors read when there is one process."""
+
+    num_processes = 1
+    local_process_index = 0
+    process_index = 0
+
+    @staticmethod
+    def unwrap_model(model: Any) -> Any:
+        """See `Accelerator.unwrap_model`."""
+        return model
+
+
+class _StrictLoader:
+    """A model class as upstream's constructors use it, which refuses a checkpoint with weights missing."""
+
+    def __init__(self, model_class: Any, dtype: str) -> None:
+        self._model_class = model_class
+        self._dtype = getattr(torch, dtype)
+
+    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
+        """Load with our dtype; transformers itself would fill missing weights with random numbers and a warning."""
+        try:
+            model, info = self._model_class.from_pretrained(
+                pretrained, dtype=self._dtype, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            raise OptionError(f"pretrained={pretrained}: {str(error).splitlines()[0]}") from None
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise OptionError(f"pretrained={pretrained}: {len(missing)} weight(s) are missing, among them {missing[0]}")
+        return model
+
+
+def _stop(error: FlexSelectError) -> None:
+    """Raise; in a run of several processes end this one, so that the launcher ends the others.
+
+    lmms-eval catches exceptions and exits with 0. Alone, that leaves no results file and the message as its last
+    line. With others it would leave them waiting for this process until their time-out.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(f"lmms-flexselect: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    raise error

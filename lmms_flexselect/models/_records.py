@@ -1,0 +1,143 @@
+"""What a run measured, sample by sample, and how it reaches lmms-eval's results file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import torch.distributed as dist
+
+DocumentKey = tuple[str, str, int]  # task, split, document number
+
+
+class DocumentLog(dict):
+    """A model's `task_dict` that remembers which documents were read.
+
+    Upstream's loops look every document up as ``task_dict[task][split][doc_id]``, in the order of the batch, right
+    before they call the model. That is the one place where they say whose turn it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read: list[DocumentKey] = []
+
+    def __getitem__(self, task: str) -> Any:
+        return _Lookup(super().__getitem__(task), self._read, (task,))
+
+    def last(self, rows: int) -> list[DocumentKey | None]:
+        """Keys of the last `rows` documents read; None for a row that did not come through here."""
+        read: list[DocumentKey | None] = list(self._read[-rows:])
+        self._read.clear()
+        return [None] * (rows - len(read)) + read
+
+
+class _Lookup:
+    def __init__(self, container: Any, read: list[DocumentKey], key: tuple[Any, ...]) -> None:
+        self._container, self._read_log, self._key = container, read, key
+
+    def __getitem__(self, item: Any) -> Any:
+        key = (*self._key, item)
+        if len(key) < 3:
+            return _Lookup(self._container[item], self._read_log, key)
+        if not isinstance(item, slice):
+            self._read_log.append((key[0], key[1], int(item)))
+        return self._container[item]
+
+    def __len__(self) -> int:
+        return len(self._container)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+
+@dataclass
+class SampleRecord:
+    """One answered prompt.
+
+    Attributes
+    ----------
+    task, split, doc_id
+        Which document; empty and -1 where a prompt did not come from a task.
+    video_seconds
+        Decoding and resizing, before the model is called.
+    time_to_first_token
+        Seconds from the call of the model to its first token: vision tower, selection, prefill. Rows of one batch
+        share it.
+    selector_seconds
+        The part of it that selection took.
+    generate_seconds
+        The whole call.
+    visual_tokens, visual_tokens_kept
+        Before and after selection.
+    input_tokens, output_tokens
+        Prompt as the language model read it, and answer.
+    peak_memory_gib
+        Peak of the call: allocated GPU memory, or the process's resident memory on a CPU.
+    error
+        Why the sample was answered empty, or None.
+    """
+
+    task: str
+    split: str
+    doc_id: int
+    video_seconds: float
+    time_to_first_token: float
+    selector_seconds: float
+    generate_seconds: float
+    visual_tokens: int
+    visual_tokens_kept: int
+    input_tokens: int
+    output_tokens: int
+    peak_memory_gib: float
+    error: str | None = None
+
+    @property
+    def key(self) -> DocumentKey:
+        """Task, split and document number."""
+        return self.task, self.split, self.doc_id
+
+
+_AVERAGED = (
+    "video_seconds",
+    "time_to_first_token",
+    "selector_seconds",
+    "visual_tokens",
+    "visual_tokens_kept",
+    "input_tokens",
+)
+
+
+def summarize(records: Iterable[SampleRecord]) -> dict[str, float]:
+    """Means over the samples that were answered, the largest memory peak, and how many were not."""
+    records = list(records)
+    answered = [r for r in records if r.error is None]
+    summary: dict[str, float] = {"samples": len(records), "unreadable_videos": len(records) - len(answered)}
+    if answered:
+        summary |= {name: fmean(getattr(r, name) for r in answered) for name in _AVERAGED}
+        summary["peak_memory_gib"] = max(r.peak_memory_gib for r in answered)
+    return summary
+
+
+def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[str, Any]:
+    """What goes into the results file: options, measurements per task, and the samples answered empty."""
+    tasks = sorted({r.task for r in records})
+    failed = ("task", "split", "doc_id", "error")
+    return {
+        "options": options,
+        "overall": summarize(records),
+        "by_task": {task: summarize(r for r in records if r.task == task) for task in tasks},
+        "unreadable": [{k: v for k, v in asdict(r).items() if k in failed} for r in records if r.error],
+    }
+
+
+def gather(records: list[SampleRecord]) -> list[SampleRecord]:
+    """Records of all processes, on every one of them; a sample answered twice (padding) counts once."""
+    everyone = [records]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        everyone = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, records)
+    together = [r for part in everyone for r in part]
+    of_tasks = {r.key: r for r in together if r.doc_id >= 0}
+    return list(of_tasks.values()) + [r for r in together if r.doc_id < 0]

@@ -1,0 +1,65 @@
+"""Every place where lmms-eval leaves no seam, and what is done about it.
+
+Two things only: tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`), and the wrappers
+look up what they load with in their own module (`replaced`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from lmms_eval.api.task import ConfigurableTask
+
+SUFFIX = "_flexselect"
+
+
+def upstream_name(model: Any) -> str | None:
+    """The upstream model whose prompts a model of ours gets, by its ``--model`` name or instance; None if not ours."""
+    if isinstance(model, str):
+        return model.removesuffix(SUFFIX) if model.endswith(SUFFIX) else None
+    return getattr(model, "upstream_name", None)
+
+
+def use_upstream_prompts() -> None:
+    """Give ``X_flexselect`` the prompt, target and generation settings that a task has for ``X``.
+
+    A task looks itself up in `lmms_eval_specific_kwargs` by the ``--model`` string and falls back to ``default`` in
+    silence, so ``llava_vid_flexselect`` would be asked another question than ``llava_vid``. The lookup happens in one
+    method while the task is built, after the model; that method is wrapped, once, and does what it did for every
+    model name that is not ours. A block written for our own name wins.
+    """
+    original = ConfigurableTask._prepare_model_specific_config
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def prepare(task: ConfigurableTask) -> None:
+        asked = task.model_name
+        base = upstream_name(asked)
+        blocks = task.config.lmms_eval_specific_kwargs or {}
+        if base is None or (isinstance(asked, str) and asked in blocks):
+            return original(task)
+        task.model_name = base
+        try:
+            return original(task)
+        finally:
+            task.model_name = asked
+
+    ConfigurableTask._prepare_model_specific_config = prepare
+
+
+@contextmanager
+def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
+    """Let `module` see other objects under `names` for the duration; undone whatever happens."""
+    saved = {name: getattr(module, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(module, name, value)

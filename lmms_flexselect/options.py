@@ -1,0 +1,152 @@
+"""`FlexSelectOptions`: every knob of the plugin, read from lmms-eval's ``--model_args`` and checked at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lmms_flexselect.errors import OptionError
+
+SELECTORS = ("reference", "uniform", "random", "none")
+CHOICES = {
+    "selector": SELECTORS,
+    "reduction": ("max", "mean"),
+    "budget_remainder": ("spread", "drop"),
+    "rope": ("published", "library"),
+    "dtype": ("bfloat16", "float16", "float32"),
+}
+
+
+@dataclass
+class FlexSelectOptions:
+    """What FlexSelect does, resolved: defaults, then the checkpoint's preset, then what the user gave.
+
+    Attributes
+    ----------
+    selector
+        ``reference`` (FlexSelect), ``uniform`` and ``random`` (controls at the same budget), ``none`` (the paired
+        baseline: same wrapper, same prompt, same frames, nothing dropped).
+    selector_path
+        Checkpoint of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
+    reference_layer
+        Decoder layer whose attention scores, 0-based; None until the preset fills it in.
+    token_budget
+        Visual tokens kept of one prompt.
+    max_frames_per_set
+        Frames (Qwen2.5-VL: temporal pairs) in one frame set.
+    reduction
+        ``max`` or ``mean`` over heads and text tokens.
+    budget_remainder
+        ``spread`` hands the tokens that do not divide by the number of sets to the first sets; ``drop`` is the
+        reference code's way.
+    rope
+        ``published``: positions as the model was trained with; ``library``: as the installed transformers has them.
+    seconds_per_unit
+        Seconds per temporal unit in the answer's prompt; None takes the real sampling, 1.0 is the paper's runs.
+    seed
+        Of ``selector=random``.
+    dtype
+        Of the model's weights.
+    strict
+        Stop at a video that cannot be read; otherwise its sample is answered empty, counted and listed.
+    dump_selection
+        Folder that receives one ``.npz`` a sample with what was kept; None for none.
+    """
+
+    selector: str = "reference"
+    selector_path: str | None = None
+    reference_layer: int | None = None
+    token_budget: int = 7040
+    max_frames_per_set: int = 64
+    reduction: str = "max"
+    budget_remainder: str = "spread"
+    rope: str = "published"
+    seconds_per_unit: float | None = None
+    seed: int = 0
+    dtype: str = "bfloat16"
+    strict: bool = True
+    dump_selection: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.selector == "lite":
+            raise OptionError("selector=lite: not in this release; the selectors are " + ", ".join(SELECTORS))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"{name}={getattr(self, name)}: must be one of {', '.join(allowed)}")
+        if self.selector_path is not None:
+            raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
+        for name in ("token_budget", "max_frames_per_set"):
+            _whole_number(name, getattr(self, name), at_least=1)
+        if self.reference_layer is not None:
+            _whole_number("reference_layer", self.reference_layer, at_least=0)
+        _whole_number("seed", self.seed, at_least=0)
+        if not isinstance(self.strict, bool):
+            raise OptionError(f"strict={self.strict}: must be true or false")
+        if self.seconds_per_unit is not None:
+            if isinstance(self.seconds_per_unit, bool) or not isinstance(self.seconds_per_unit, (int, float)):
+                raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be sampled or a number of seconds")
+            if not 0 < self.seconds_per_unit < float("inf"):
+                raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be greater than 0")
+        if self.dump_selection is not None:
+            self.dump_selection = os.path.expanduser(str(self.dump_selection))
+            if os.path.exists(self.dump_selection) and not os.path.isdir(self.dump_selection):
+                raise OptionError(f"dump_selection={self.dump_selection}: is a file; give a folder")
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The model arguments that are ours."""
+        return {f.name for f in fields(cls)}
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> FlexSelectOptions:
+        """Explicit arguments win over the preset, the preset over the defaults.
+
+        The words ``none`` and (for ``seconds_per_unit``) ``sampled`` stand for None where None is allowed, since
+        ``--model_args`` carries text.
+        """
+        merged = {name: value for name, value in {**preset, **given}.items() if name in cls.names()}
+        for name in ("selector_path", "reference_layer", "seconds_per_unit", "dump_selection"):
+            if isinstance(merged.get(name), str) and merged[name].lower() in ("none", "sampled"):
+                merged[name] = None
+        return cls(**merged)
+
+    def check_model(self, num_layers: int) -> None:
+        """Raise `OptionError` unless the reference layer is one of the model's `num_layers` layers."""
+        if self.selector == "reference" and not (
+            self.reference_layer is not None and 0 <= self.reference_layer < num_layers
+        ):
+            raise OptionError(
+                f"reference_layer={self.reference_layer}: this model has layers 0 to {num_layers - 1} "
+                "(FlexSelect scores at one of them)"
+            )
+
+    def check_frames(self, max_frames: int) -> None:
+        """Raise `OptionError` if a video of `max_frames` frames has more frame sets than the budget has tokens."""
+        num_sets = -(-max_frames // self.max_frames_per_set)
+        if self.selector != "none" and self.token_budget < num_sets:
+            raise OptionError(
+                f"token_budget={self.token_budget}: {max_frames} frames make {num_sets} frame sets of at most "
+                f"{self.max_frames_per_set}, so give at least {num_sets}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the log and the results file."""
+        return asdict(self)
+
+
+def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise `OptionError` for the first unknown model argument, naming the nearest known one."""
+    known = sorted(set(allowed))
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise OptionError(f"unknown model argument {name}: {hint}known are {', '.join(known)}")
+
+
+def _whole_number(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise OptionError(f"{name}={value}: must be a whole number of at least {at_least}")

@@ -1,0 +1,78 @@
+"""`VideoPrompt`: what the language model is about to read, before and after selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VideoPrompt:
+    """One sample's prompt, unpadded, with its visual tokens embedded.
+
+    Visual tokens are a mask with a frame number per token, never one slice: there may be text between frames, and more
+    than one video.
+
+    Attributes
+    ----------
+    input_ids
+        ``(tokens,)`` int64; visual tokens carry their placeholder's id.
+    inputs_embeds
+        ``(tokens, hidden)`` in the model's dtype.
+    position_ids
+        ``(axes, tokens)`` int64, of the whole prompt.
+    video
+        ``(tokens,)`` int64: which video a visual token belongs to, counted from 0; -1 for everything else.
+    frame
+        ``(tokens,)`` int64: which frame of its video (the family's unit), counted from 0; -1 for everything else.
+    grids
+        ``(frames, rows, columns)`` of each video: how its tokens lie, frame by frame, row by row.
+    compact_positions
+        The family's rule for a *scoring* prompt: given a ``(tokens,)`` bool mask, the ``(axes, kept)`` position ids
+        as if the prompt consisted of those tokens alone. None once tokens have been dropped: a shortened prompt
+        no longer holds whole frames, so there is nothing to score.
+    """
+
+    input_ids: Tensor
+    inputs_embeds: Tensor
+    position_ids: Tensor
+    video: Tensor
+    frame: Tensor
+    grids: list[tuple[int, int, int]]
+    compact_positions: Callable[[Tensor], Tensor] | None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def visual(self) -> Tensor:
+        """``(tokens,)`` bool: the tokens that selection may drop."""
+        return self.video >= 0
+
+    @property
+    def num_videos(self) -> int:
+        """How many videos the prompt holds."""
+        return int(self.video.max()) + 1 if len(self) else 0
+
+    @property
+    def query_columns(self) -> Tensor:
+        """``(text,)`` int64: every token after the last visual one, chat suffix included."""
+        last = int(self.visual.nonzero().max())
+        return torch.arange(last + 1, len(self), device=self.video.device)
+
+    def keep(self, mask: Tensor) -> VideoPrompt:
+        """The prompt without the tokens where `mask` is false; those that stay keep their positions."""
+        columns = mask.nonzero().squeeze(-1)
+
+        return replace(
+            self,
+            input_ids=self.input_ids[columns],
+            inputs_embeds=self.inputs_embeds[columns.to(self.inputs_embeds.device)],
+            position_ids=self.position_ids[:, columns],
+            video=self.video[columns],
+            frame=self.frame[columns],
+            compact_positions=None,
+        )

@@ -1,0 +1,38 @@
+"""Who decides which visual tokens stay: the method, and the controls it is measured against.
+
+A selector is called with one video of a prompt and says what to keep of it::
+
+    keep, scores = selector(prompt, columns, sets, quotas)
+
+columns
+    ``(visual,)`` int64: where the video's tokens stand in the prompt.
+sets
+    one ``(visual,)`` bool mask per frame set.
+quotas
+    how many tokens each set may keep.
+keep
+    ``(visual,)`` bool.
+scores
+    ``(visual,)`` float32 relevance, or None where the selector does not score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.selectors.controls import Random, Uniform
+from lmms_flexselect.selectors.reference_layer import ReferenceLayer
+
+__all__ = ["Random", "ReferenceLayer", "Selector", "Uniform"]
+
+
+class Selector(Protocol):
+    """What `FlexSelect` needs of a selector; see the module's docstring."""
+
+    def __call__(
+        self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]: ...

@@ -1,0 +1,43 @@
+"""Controls that do not look at the question: what any scoring has to beat at the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.selection import evenly_spaced_mask, random_mask
+
+
+@dataclass
+class Uniform:
+    """Keeps tokens evenly spaced over the whole video, as many as the frame sets together may keep."""
+
+    def __call__(
+        self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `lmms_flexselect.selectors`."""
+        return evenly_spaced_mask(len(columns), sum(quotas)).to(columns.device), None
+
+
+@dataclass
+class Random:
+    """Keeps a random subset of the video's tokens.
+
+    The draw depends on `seed` and the prompt's text only, so it is the same in any order of samples, batch size or
+    number of processes.
+    """
+
+    seed: int = 0
+
+    def __call__(
+        self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `lmms_flexselect.selectors`."""
+        ids = prompt.input_ids.cpu().to(torch.int64)
+        fingerprint = int((ids * torch.arange(1, len(ids) + 1)).sum()) + int(columns[0])
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + fingerprint) % 2**63)
+        return random_mask(len(columns), sum(quotas), generator).to(columns.device), None

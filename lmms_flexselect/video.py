@@ -1,0 +1,156 @@
+"""Reading a video file: which frames, and those frames resized; every failure names the file.
+
+The sampling and resizing rules are qwen-vl-utils'; the reading is here because its reader answers a decoding error by
+trying another decoder, whose own failure then hides the first.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from qwen_vl_utils.vision_process import (
+    FRAME_FACTOR,
+    MODEL_SEQ_LEN,
+    VIDEO_MAX_TOKEN_NUM,
+    VIDEO_MIN_TOKEN_NUM,
+    calculate_video_frame_range,
+    smart_nframes,
+    smart_resize,
+)
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
+
+from lmms_flexselect.errors import VideoError
+
+_FRAMES_AT_ONCE = 64  # resized together; bounds memory, changes nothing
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """Which frames of a video are read.
+
+    Attributes
+    ----------
+    max_frames
+        Upper bound.
+    fps
+        Frames per second wanted; None spreads `max_frames` evenly over the video.
+    thin_from_fps
+        Upstream's simple Qwen classes sample at this rate first and then drop every so many frames to meet
+        `max_frames`; None samples once.
+    """
+
+    max_frames: int
+    fps: float | None = None
+    thin_from_fps: float | None = None
+
+    def count(self, total: int, video_fps: float) -> int:
+        """How many frames to read of a video of `total` frames."""
+        if self.thin_from_fps is not None:
+            return smart_nframes({"fps": self.thin_from_fps}, total_frames=total, video_fps=video_fps)
+        if self.fps is None:
+            return max(FRAME_FACTOR, min(self.max_frames, total) // FRAME_FACTOR * FRAME_FACTOR)
+        rule = {"fps": self.fps, "max_frames": self.max_frames, "min_frames": min(4, self.max_frames)}
+        return smart_nframes(rule, total_frames=total, video_fps=video_fps)
+
+    def thinned(self, indices: list[int]) -> list[int]:
+        """The frames that stay of those at `indices`."""
+        if self.thin_from_fps is None:
+            return indices
+        stay = np.unique(np.linspace(0, len(indices) - 1, self.max_frames, dtype=int))
+        return [indices[i] for i in stay]
+
+
+@dataclass
+class SampledVideo:
+    """Frames of one video.
+
+    Attributes
+    ----------
+    frames
+        ``(frames, 3, height, width)`` float32 in 0..255, resized.
+    metadata
+        What transformers' video processors read: ``fps`` of the file, ``frames_indices``, ``total_num_frames``,
+        ``video_backend``.
+    """
+
+    frames: Tensor
+    metadata: dict[str, Any]
+
+
+def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14) -> SampledVideo:
+    """Decode, sample and resize the video of one chat-message element.
+
+    Parameters
+    ----------
+    element
+        ``{"video": path, "min_pixels": …, "max_pixels": …, "video_start": …, "video_end": …}``; all but the path
+        optional; start and end in seconds.
+    sampling
+        Which frames.
+    patch
+        Side of the vision tower's patches in pixels; frames become multiples of twice that.
+
+    Raises
+    ------
+    VideoError
+        If the file is missing, empty, not a video, ends too early, or has fewer than two frames.
+    """
+    path = str(element["video"]).removeprefix("file://")
+    frames, metadata, sampled = _decode(path, element, sampling)
+    height, width = _target_size(element, sampled, frames.shape[-2:], patch * 2)
+    resized = [
+        resize(part, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        for part in frames.split(_FRAMES_AT_ONCE)
+    ]
+    return SampledVideo(torch.cat(resized).float(), metadata)
+
+
+def _decode(path: str, element: dict[str, Any], sampling: FrameSampling) -> tuple[Tensor, dict[str, Any], int]:
+    import decord
+
+    if not os.path.exists(path):
+        raise VideoError(f"{path}: no such video file")
+    if os.path.isdir(path):
+        raise VideoError(f"{path}: is a folder, not a video file")
+    if os.path.getsize(path) == 0:
+        raise VideoError(f"{path}: the video file is empty")
+    try:
+        reader = decord.VideoReader(path)
+        total, fps = len(reader), reader.get_avg_fps()
+    except Exception as error:
+        raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from None
+    if total < FRAME_FACTOR:
+        raise VideoError(f"{path}: has {total} frame(s); at least {FRAME_FACTOR} are needed")
+    try:
+        first, last, span = calculate_video_frame_range(element, total, fps)
+        count = sampling.count(span, fps)
+        sampled = torch.linspace(first, last, count).round().long().tolist()
+        indices = sampling.thinned(sampled)
+    except ValueError as error:
+        raise VideoError(f"{path}: {_first_line(error)}") from None
+    try:
+        frames = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
+    except Exception as error:
+        raise VideoError(f"{path}: decoding failed, the file may be truncated ({_first_line(error)})") from None
+    metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": span, "video_backend": "decord"}
+    return frames, metadata, len(sampled)
+
+
+def _target_size(element: dict[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:
+    """qwen-vl-utils' rule: a frame's own pixel bounds, within an even share of a context-sized pixel budget."""
+    lowest = element.get("min_pixels", VIDEO_MIN_TOKEN_NUM * factor**2)
+    share = MODEL_SEQ_LEN * factor**2 * 0.9 / num_frames * FRAME_FACTOR
+    highest = max(min(VIDEO_MAX_TOKEN_NUM * factor**2, share), int(lowest * 1.05))
+    highest = min(element.get("max_pixels", highest), highest)
+    return smart_resize(size[0], size[1], factor=factor, min_pixels=lowest, max_pixels=highest)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

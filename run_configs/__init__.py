@@ -1,0 +1,1 @@
+"""``lmms-eval --config`` files; installed as ``lmms_flexselect.run_configs``."""

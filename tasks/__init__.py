@@ -1,0 +1,1 @@
+"""lmms-eval task YAMLs that upstream lacks; installed as ``lmms_flexselect.tasks``."""

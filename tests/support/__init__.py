@@ -1,0 +1,1 @@
+"""What tests share: stock data sets made offline, random models, plain oracles."""
