@@ -78,11 +78,9 @@ class FlexSelectOptions:
                 raise OptionError(f"{name}={getattr(self, name)}: must be one of {', '.join(allowed)}")
         if self.selector_path is not None:
             raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
-        for name in ("token_budget", "max_frames_per_set"):
-            _whole_number(name, getattr(self, name), at_least=1)
-        if self.reference_layer is not None:
-            _whole_number("reference_layer", self.reference_layer, at_least=0)
-        _whole_number("seed", self.seed, at_least=0)
+        for name, least in (("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)):
+            if getattr(self, name) is not None:
+                setattr(self, name, whole_number(name, getattr(self, name), least))
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict}: must be true or false")
         if self.seconds_per_unit is not None:
@@ -147,6 +145,10 @@ def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
             raise OptionError(f"unknown model argument {name}: {hint}known are {', '.join(known)}")
 
 
-def _whole_number(name: str, value: Any, at_least: int) -> None:
+def whole_number(name: str, value: Any, at_least: int) -> int:
+    """`value` as an int; ``--model_args`` makes ``-5`` a float."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise OptionError(f"{name}={value}: must be a whole number of at least {at_least}")
+    return value

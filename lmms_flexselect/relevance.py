@@ -74,7 +74,7 @@ _PROBE = "flexselect_probe"
 
 
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-    module._flexselect_read(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)  # type: ignore[operator]
+    module._flexselect_read(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     raise _LayerReached
 
 
@@ -88,7 +88,7 @@ def _reading_layer(attention: nn.Module, read: Callable[[Tensor, Tensor, float],
     own_config = attention.config
     attention.config = copy.copy(own_config)
     attention.config._attn_implementation = _PROBE
-    attention._flexselect_read = read  # type: ignore[assignment]
+    attention._flexselect_read = read
     try:
         yield
     except _LayerReached:
@@ -128,7 +128,8 @@ def queries_and_keys(
     if not 0 <= layer < len(layers):
         raise OptionError(f"reference_layer={layer}: this model has layers 0 to {len(layers) - 1}")
     read: list[tuple[Tensor, Tensor, float]] = []
-    positions = position_ids[:, None] if position_ids.shape[0] > 1 else position_ids
+    positions = position_ids.to(inputs_embeds.device)
+    positions = positions[:, None] if len(positions) > 1 else positions
     with _reading_layer(layers[layer].self_attn, lambda q, k, scale: read.append((q[0], k[0], scale))):
         decoder(
             inputs_embeds=inputs_embeds[None],

@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 from transformers import AutoConfig
 
+from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.models._media import MediaProcessor
@@ -26,7 +28,7 @@ from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
 
 
-class FlexSelectPlugin:
+class FlexSelectPlugin(lmms):
     """Mixed in before an upstream wrapper; everything family-neutral lives here once.
 
     The upstream loop stays in charge. It is handed a processor that reads the videos (`MediaProcessor`), a model that
@@ -34,6 +36,7 @@ class FlexSelectPlugin:
     (`DocumentLog`).
     """
 
+    processor: Any
     upstream_name: ClassVar[str]
     _upstream_module: ClassVar[ModuleType]
     _upstream_loads: ClassVar[str]
@@ -48,16 +51,19 @@ class FlexSelectPlugin:
             _stop(error)
         self.task_dict = DocumentLog()
         self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
-        family = self._family(super().model)  # type: ignore[misc]
+        family = self._family(super().model)
         flexselect = FlexSelect(
             self._selector(family),
             self.options.token_budget,
             self.options.max_frames_per_set,
             self.options.budget_remainder,
         )
-        self._selecting = SelectingModel(family, flexselect, self.options, self.processor, self.task_dict)
+        self._selecting: SelectingModel | None = SelectingModel(
+            family, flexselect, self.options, self.processor, self.task_dict
+        )
         self._cli_args: Any = None
-        logger.info(f"FlexSelect options: {self.options.to_dict()}")
+        self._resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
+        logger.info(f"FlexSelect options: {self._resolved}")
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -77,7 +83,7 @@ class FlexSelectPlugin:
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
         """Split the model arguments into ours and upstream's, and check all that can be checked without weights."""
-        upstream_init = super().__init__  # type: ignore[misc]
+        upstream_init = super().__init__
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
@@ -85,6 +91,8 @@ class FlexSelectPlugin:
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = given.get("pretrained", signature["pretrained"].default)
+        if pretrained == "needle" and not os.path.exists(pretrained):
+            pretrained = str(installed_path("needle"))
         config = self._checkpoint_config(pretrained)
         num_layers = config.get_text_config().num_hidden_layers
         fill = preset(self._model_type, str(pretrained), getattr(config, "flexselect", None), num_layers)
@@ -115,7 +123,7 @@ class FlexSelectPlugin:
     def _load(self, upstream_args: dict[str, Any]) -> None:
         """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
         module, name = self._upstream_module, self._upstream_loads
-        replacements = {name: _StrictLoader(getattr(module, name), self.options.dtype)}
+        replacements: dict[str, Any] = {name: _StrictLoader(getattr(module, name), self.options.dtype)}
         accelerator = None
         if upstream_args.get("device_map") == "cpu":
             # Upstream takes every process of several for a GPU's; on CPUs it is shown one, and told the truth after.
@@ -132,47 +140,48 @@ class FlexSelectPlugin:
         if options.selector == "reference":
             assert options.reference_layer is not None
             return family.reference_layer(options.reference_layer, options.reduction)
-        return {"uniform": Uniform(), "random": Random(options.seed), "none": None}[options.selector]
+        controls: dict[str, Selector | None] = {"uniform": Uniform(), "random": Random(options.seed), "none": None}
+        return controls[options.selector]
 
     # Running ------------------------------------------------------------------------------------------------------
 
     @property
     def model(self) -> Any:
         """What upstream's loop calls `generate` on."""
-        return getattr(self, "_selecting", None) or super().model  # type: ignore[misc]
+        return getattr(self, "_selecting", None) or super().model
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
         self._remember_cli(requests)
         try:
-            answers = super().generate_until(requests)  # type: ignore[misc]
+            answers = super().generate_until(requests)
         except FlexSelectError as error:
             _stop(error)
+        assert self._selecting is not None
         counted = {record.key: record for record in self._selecting.records}
         documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in requests)]
         return [self._with_counts(a, counted.get(d)) for a, d in zip(answers, documents, strict=True)]
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
-        records = gather(self._selecting.records)
-        block = results_block(self.options.to_dict(), records)
+        records = gather(self._selecting.records if self._selecting else [])
+        block = results_block(self._resolved, records)
         self.flexselect_results = block
-        if self.rank == 0 and records:  # type: ignore[attr-defined]
+        if self.rank == 0 and records:
             # Upstream's chat classes have reported time and tokens already; the simple ones report nothing.
-            reported = not self.is_simple  # type: ignore[attr-defined]
+            reported = not self.is_simple
             seconds = 0.0 if reported else sum(r.generate_seconds for r in records)
             tokens = 0 if reported else sum(r.output_tokens for r in records)
             log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, block["overall"])
             if self._cli_args is not None:
                 self._cli_args.flexselect = block  # lmms-eval writes these out as config.resolved_cli_args
         self._selecting = None
-        super().clean()  # type: ignore[misc]
+        super().clean()
 
     def _remember_cli(self, requests: list[Any]) -> None:
         for argument in requests[0].args if requests else ():
             task = getattr(argument, "__self__", None)
-            if getattr(task, "args", None) is not None:
-                self._cli_args = task.args
+            self._cli_args = getattr(task, "args", None) or self._cli_args
 
     @staticmethod
     def _with_counts(answer: Any, record: Any) -> GenerationResult:

@@ -14,6 +14,7 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._upstream import replaced
+from lmms_flexselect.options import whole_number
 from lmms_flexselect.video import FrameSampling
 
 _FRAMES_PER_UNIT = 2
@@ -21,6 +22,8 @@ _UPSTREAM_SIMPLE_FPS = 2.0
 
 
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
+    fps: float | None
+    max_num_frames: int
     upstream_name = "qwen2_5_vl"
     _upstream_module = upstream
     _upstream_loads = "Qwen2_5_VLForConditionalGeneration"
@@ -30,11 +33,11 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
     def _check_frames(self, upstream_args: dict[str, Any]) -> None:
-        frames, fps = upstream_args["max_num_frames"], upstream_args["fps"]
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < _FRAMES_PER_UNIT:
-            raise OptionError(f"max_num_frames={frames}: must be a whole number of at least {_FRAMES_PER_UNIT}")
-        if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not fps > 0):
-            raise OptionError(f"fps={fps}: must be greater than 0, or none for max_num_frames spread over the video")
+        frames = whole_number("max_num_frames", upstream_args["max_num_frames"], at_least=_FRAMES_PER_UNIT)
+        fps = upstream_args["fps"]
+        if fps is not None and (isinstance(fps, (bool, str)) or not fps > 0):
+            shown = f"{fps:g}" if isinstance(fps, float) else fps
+            raise OptionError(f"fps={shown}: must be greater than 0, or none to spread max_num_frames over the video")
         lowest, highest = upstream_args["min_pixels"], upstream_args["max_pixels"]
         if lowest > highest:
             raise OptionError(f"min_pixels={lowest} exceeds max_pixels={highest}; give both")

@@ -54,8 +54,8 @@ class ReferenceLayer:
         embeds = prompt.inputs_embeds[present.to(prompt.inputs_embeds.device)]
         q, k, scale = queries_and_keys(self.decoder, self.layer, embeds, prompt.compact_positions(present))
         # Where the prompt's columns went once the other sets' tokens were left out.
-        place = (present.cumsum(0) - 1).to(q.device)
+        place = present.cumsum(0) - 1
         visual = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
-        visual[place[columns]] = True
-        rows = place[queries]
+        visual[place[columns].to(q.device)] = True
+        rows = place[queries].to(q.device)  # the layer may lie on another device than the prompt
         return visual_relevance(q[:, rows], k, rows, visual, scale, self.reduction)

@@ -1,0 +1,130 @@
+"""The real ``lmms-eval`` command. It exits 0 on failure, so every test looks for the results file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmms_flexselect.dump import read_selection
+
+pytestmark = pytest.mark.cli
+
+SELECT = (
+    "max_num_frames=16,min_pixels=3136,max_pixels=9408,token_budget=24,max_frames_per_set=4,reference_layer=3,"
+    "dtype=float32"
+)
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    # One thread a process: two of them share two cores.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+
+def results_in(folder: Path, tail: str = "") -> list[dict]:
+    return [json.loads(p.read_text()) for p in sorted(folder.rglob("*_results.json"), key=lambda p: p.stat().st_mtime)]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, random_checkpoint, stock_videos):
+    """Four runs of the command in one process, by a config file: chat and simple, selecting and not."""
+    folder = tmp_path_factory.mktemp("command")
+    base = {
+        "model": "qwen2_5_vl_flexselect",
+        "tasks": ",".join(stock_videos),
+        "batch_size": 1,
+        "log_samples": True,
+    }
+    selected = f"pretrained={random_checkpoint},{SELECT}"
+    runs = [
+        {**base, "model_args": f"{selected},dump_selection={folder / 'dump'}", "output_path": str(folder / "chat")},
+        {**base, "model_args": f"{selected},selector=none", "output_path": str(folder / "none")},
+        {**base, "model_args": selected, "force_simple": True, "output_path": str(folder / "simple")},
+        {**base, "model_args": f"{selected},token_budget=0", "output_path": str(folder / "refused")},
+    ]
+    (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
+    done = run([sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"], folder)
+    return folder, done
+
+
+def test_four_stock_tasks_through_the_command(one_process, stock_videos):
+    folder, done = one_process
+    for name, backend, kept in (("chat", "(chat)", 24), ("none", "(chat)", 96), ("simple", "(simple)", 24)):
+        (results,) = results_in(folder / name)
+        assert set(results["results"]) == set(stock_videos), done.stdout[-3000:]
+        assert results["config"]["model_backend"].endswith(backend)
+        block = results["config"]["resolved_cli_args"]["flexselect"]
+        assert block["options"]["token_budget"] == 24
+        assert block["options"]["upstream"]["max_num_frames"] == "16"
+        assert block["options"]["reference_layer"] == 3
+        assert block["overall"]["samples"] == 16
+        assert block["unreadable"] == []
+        for task in stock_videos:
+            assert block["by_task"][task]["visual_tokens_kept"] == kept
+        assert results["throughput"]["avg_time_to_first_token"] > 0
+        assert results["throughput"]["total_elapsed_time"] > 0
+        assert len(list((folder / name).rglob("*_samples_*.jsonl"))) == 4
+
+
+def test_what_was_kept_is_dumped(one_process, stock_videos):
+    folder, _ = one_process
+    dumped = sorted((folder / "dump").iterdir())
+    assert len(dumped) == 16
+    for path in dumped:
+        arrays, sample = read_selection(path)
+        assert arrays["kept"].sum() == 24
+        assert len(arrays["kept"]) == len(arrays["scores"]) == len(arrays["frame"]) == 96
+        assert path.name == f"{sample['task']}__{sample['split']}__{sample['doc_id']}.npz"
+        assert len(sample["videos"][0]["frames_indices"]) == 16
+
+
+def test_a_refused_option_ends_in_one_line_and_no_results(one_process):
+    folder, done = one_process
+    assert results_in(folder / "refused") == []
+    lines = [line for line in done.stdout.splitlines() if "token_budget=0" in line and "ERROR" in line]
+    assert len(lines) == 1
+    assert "must be a whole number of at least 1" in lines[0]
+
+
+def test_two_processes_give_the_results_of_one(one_process, tmp_path, random_checkpoint, stock_videos):
+    """Three samples over two ranks, so that one rank is padded."""
+    arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", f"pretrained={random_checkpoint},{SELECT}"]
+    arguments += ["--tasks", "mlvu_dev", "--limit", "3", "--output_path", str(tmp_path), "--log_samples"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
+    done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
+    (results,) = results_in(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    overall = results["config"]["resolved_cli_args"]["flexselect"]["overall"]
+    assert overall["samples"] == 3
+    assert overall["visual_tokens_kept"] == 24
+
+    def answers(folder):
+        (path,) = folder.rglob("*_samples_mlvu_dev.jsonl")
+        samples = map(json.loads, path.read_text().splitlines())
+        return {s["doc_id"]: (s["filtered_resps"], s["token_counts"]) for s in samples}
+
+    expected = answers(one_process[0] / "chat")
+    assert answers(tmp_path) == {doc: expected[doc] for doc in range(3)}
+
+
+def test_a_bad_video_stops_all_processes(tmp_path, random_checkpoint, stock_videos):
+    """Left to itself, lmms-eval would go on in the process that failed and wait for it in the others."""
+    video = stock_videos["mlvu_dev"][1]
+    content = video.read_bytes()
+    arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", f"pretrained={random_checkpoint},{SELECT}"]
+    arguments += ["--tasks", "mlvu_dev", "--output_path", str(tmp_path)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512"]
+    video.write_bytes(b"")
+    try:
+        done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
+    finally:
+        video.write_bytes(content)
+    assert done.returncode != 0
+    assert f"{video}: the video file is empty" in done.stderr
+    assert results_in(tmp_path) == []
