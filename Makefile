@@ -1,48 +1,57 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fast lowest needle-model clean
+.PHONY: help setup demo test lint tests lowest needle-model clean
 
 PYTHON ?= 3.11
-VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
-UV := $(shell command -v uv 2>/dev/null)
+LOWEST_TRANSFORMERS := 5.2.0
+WORKERS ?= 2
 # No hub is needed for anything here, and none is asked.
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# One thread a process: the models are tiny, and the tests run side by side.
+export OMP_NUM_THREADS := 1
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# uv makes the environment where it is to be had (half a minute); plain pip otherwise.
-$(VENV)/.ready: pyproject.toml setup.cfg
-	@if command -v uv >/dev/null 2>&1 || python3 -m pip install --quiet uv; then \
-	  UV="$$(command -v uv || echo python3 -m uv)"; \
-	  $$UV venv --quiet --allow-existing --python $(PYTHON) $(VENV) 2>/dev/null || $$UV venv --quiet --allow-existing $(VENV); \
-	  $$UV pip install --quiet --python $(VENV)/bin/python -e '.[test]'; \
-	else \
-	  python3 -m venv $(VENV) && $(BIN)/python -m pip install --quiet -e '.[test]'; \
-	fi
-	@touch $@
+# $(call environment,FOLDER,PACKAGES): uv where it is to be had (half a minute), installed with pip where it is not.
+define environment
+	@command -v uv >/dev/null || python3 -m uv --version >/dev/null 2>&1 || python3 -m pip install --quiet --user uv \
+	  || python3 -m pip install --quiet --user --break-system-packages uv
+	@UV="$$(command -v uv || echo 'python3 -m uv')"; \
+	  $$UV venv --quiet --allow-existing --python $(PYTHON) $(1) && \
+	  $$UV pip install --quiet --python $(1)/bin/python -e '.[test]' $(2)
+	@touch $(1)/.ready
+endef
 
-setup: $(VENV)/.ready  ## make .venv with everything the tests and the demo need
+.venv/.ready: pyproject.toml setup.cfg
+	$(call environment,.venv)
+
+.venv-lowest/.ready: pyproject.toml setup.cfg
+	$(call environment,.venv-lowest,transformers==$(LOWEST_TRANSFORMERS))
+
+setup: .venv/.ready  ## make .venv with everything the tests and the demo need
 
 demo: setup  ## the needle benchmark through lmms-eval: a table and two pictures
-	$(BIN)/lmms-flexselect demo --output demo_output
+	.venv/bin/lmms-flexselect demo --output demo_output
 
-test: setup lint fast  ## lint, types and the whole test suite
+test: setup lint tests  ## lint, types and the whole test suite
 
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+lint: setup  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
-fast: setup
-	$(BIN)/python -m pytest
+tests: setup  ## the whole test suite
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+lowest: .venv-lowest/.ready  ## the tests that do not start lmms-eval, on the lowest transformers allowed
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli"
 
 needle-model: setup  ## train the tiny Qwen2.5-VL of the needle benchmark from nothing
-	$(BIN)/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/qwen2_5_vl
+	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/qwen2_5_vl
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output
+clean:  ## remove what the commands above made
+	rm -rf .venv .venv-lowest build dist *.egg-info demo_output

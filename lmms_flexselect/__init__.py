@@ -15,28 +15,33 @@ if TYPE_CHECKING:
     from lmms_flexselect.flexselect import FlexSelect, Selection
     from lmms_flexselect.prompt import VideoPrompt
     from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
+    from lmms_flexselect.video import FrameSampling, read_video
 
 __version__ = "0.1.0"
 __all__ = [
     "FlexSelect",
     "FlexSelectError",
+    "FrameSampling",
     "Qwen2_5_VL",
     "Random",
     "ReferenceLayer",
     "Selection",
     "Uniform",
     "VideoPrompt",
+    "read_video",
 ]
 
 _HOME = {
     "FlexSelect": "flexselect",
     "FlexSelectError": "errors",
+    "FrameSampling": "video",
     "Qwen2_5_VL": "families.qwen2_5_vl",
     "Random": "selectors",
     "ReferenceLayer": "selectors",
     "Selection": "flexselect",
     "Uniform": "selectors",
     "VideoPrompt": "prompt",
+    "read_video": "video",
 }
 
 

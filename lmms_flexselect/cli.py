@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from lmms_flexselect.errors import FlexSelectError
+
 PLACES = ("tasks", "run_configs", "needle")
 
 
@@ -30,9 +32,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     path = commands.add_parser("path", help="print where tasks, run configs or the needle model are installed")
     path.add_argument("place", choices=PLACES)
+    demo = commands.add_parser("demo", help="run the needle benchmark through lmms-eval: a table and two pictures")
+    demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for results and pictures")
     chosen = parser.parse_args(arguments)
-    print(installed_path(chosen.place))
-    return 0
+    if chosen.command == "path":
+        print(installed_path(chosen.place))
+        return 0
+    from lmms_flexselect.demo import main as run_demo
+
+    try:
+        return run_demo(chosen.output)
+    except FlexSelectError as error:
+        print(f"lmms-flexselect: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmms_flexselect.errors import OptionError
+from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.frame_sets import interleaved_frame_sets
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selection import round_up, set_quotas, share_budget
@@ -59,6 +59,8 @@ class Selection:
         """How many tokens of each frame were kept: ``(frames,)`` int64."""
         of_video = self.visual_video == video
         frames = self.visual_frame[of_video]
+        if not len(frames):
+            raise FlexSelectError(f"video {video}: the prompt has {len(self.prompt.grids)} video(s), counted from 0")
         return torch.bincount(frames[self.visual_kept[of_video]], minlength=int(frames.max()) + 1)
 
 
@@ -105,7 +107,9 @@ class FlexSelect:
         scores = torch.full((len(prompt),), torch.nan, device=prompt.video.device)
         frame_set = torch.zeros(len(prompt), dtype=torch.int64, device=prompt.video.device)
         columns_of = [(prompt.video == v).nonzero().squeeze(-1) for v in range(prompt.num_videos)]
-        budgets = share_budget(self.token_budget, [len(c) for c in columns_of]) if columns_of else []
+        sizes = [len(columns) for columns in columns_of]
+        selecting = bool(columns_of) and self.selector is not None
+        budgets = share_budget(self.token_budget, sizes) if selecting else sizes
         first_set = 0
         for columns, budget in zip(columns_of, budgets, strict=True):
             frames = prompt.frame[columns]

@@ -79,7 +79,7 @@ class FlexSelectOptions:
         if self.selector_path is not None:
             raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
         for name, least in (("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)):
-            if getattr(self, name) is not None:
+            if name != "reference_layer" or self.reference_layer is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), least))
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict}: must be true or false")
@@ -89,6 +89,8 @@ class FlexSelectOptions:
             if not 0 < self.seconds_per_unit < float("inf"):
                 raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be greater than 0")
         if self.dump_selection is not None:
+            if isinstance(self.dump_selection, bool) or not str(self.dump_selection):
+                raise OptionError(f"dump_selection={self.dump_selection}: give a folder")
             self.dump_selection = os.path.expanduser(str(self.dump_selection))
             if os.path.exists(self.dump_selection) and not os.path.isdir(self.dump_selection):
                 raise OptionError(f"dump_selection={self.dump_selection}: is a file; give a folder")
@@ -107,7 +109,8 @@ class FlexSelectOptions:
         """
         merged = {name: value for name, value in {**preset, **given}.items() if name in cls.names()}
         for name in ("selector_path", "reference_layer", "seconds_per_unit", "dump_selection"):
-            if isinstance(merged.get(name), str) and merged[name].lower() in ("none", "sampled"):
+            words = ("none", "sampled") if name == "seconds_per_unit" else ("none",)
+            if isinstance(merged.get(name), str) and merged[name].lower() in words:
                 merged[name] = None
         return cls(**merged)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 
@@ -59,9 +58,9 @@ class VideoPrompt:
 
     @property
     def query_columns(self) -> Tensor:
-        """``(text,)`` int64: every token after the last visual one, chat suffix included."""
-        last = int(self.visual.nonzero().max())
-        return torch.arange(last + 1, len(self), device=self.video.device)
+        """``(text,)`` int64: every token after the last visual one, chat suffix included; all if there is none."""
+        behind = self.visual.flip(0).cumsum(0).flip(0) == 0
+        return behind.nonzero().squeeze(-1)
 
     def keep(self, mask: Tensor) -> VideoPrompt:
         """The prompt without the tokens where `mask` is false; those that stay keep their positions."""

@@ -21,20 +21,23 @@ def share_budget(budget: int, sizes: Sequence[int]) -> list[int]:
     """Split a token budget over several videos in proportion to their visual tokens.
 
     The shares add up to `budget` exactly: what rounding down leaves goes to the largest fractions, ties to the
-    earlier video.
+    earlier video. However short a video is beside the others, it gets one token, from the largest share.
 
     Raises
     ------
     OptionError
-        If the budget leaves a video without a single token.
+        If there are more videos than tokens.
     """
+    if budget < len(sizes):
+        raise OptionError(f"token_budget={budget}: the prompt has {len(sizes)} videos, so give at least {len(sizes)}")
     total = sum(sizes)
     shares = [budget * size // total for size in sizes]
     by_fraction = sorted(range(len(sizes)), key=lambda i: (-(budget * sizes[i] % total), i))
     for i in by_fraction[: budget - sum(shares)]:
         shares[i] += 1
-    if min(shares) < 1:
-        raise OptionError(f"token_budget={budget} leaves one of the {len(sizes)} videos without a token; raise it")
+    while min(shares) < 1:
+        shares[shares.index(min(shares))] += 1
+        shares[shares.index(max(shares))] -= 1
     return shares
 
 

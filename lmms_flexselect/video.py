@@ -7,9 +7,12 @@ trying another decoder, whose own failure then hides the first.
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from qwen_vl_utils.vision_process import (
@@ -27,6 +30,7 @@ from torchvision.transforms.functional import resize
 
 from lmms_flexselect.errors import VideoError
 
+_TOLERATED_LOSS = 0.05  # headers round, and sound may go on after the picture; half a second is tolerated too
 _FRAMES_AT_ONCE = 64  # resized together; bounds memory, changes nothing
 
 
@@ -103,7 +107,10 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
     """
     path = str(element["video"]).removeprefix("file://")
     frames, metadata, sampled = _decode(path, element, sampling)
-    height, width = _target_size(element, sampled, frames.shape[-2:], patch * 2)
+    try:
+        height, width = _target_size(element, sampled, frames.shape[-2:], patch * 2)
+    except (ValueError, AssertionError) as error:
+        raise VideoError(f"{path}: {_first_line(error)}") from None
     resized = [
         resize(part, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
         for part in frames.split(_FRAMES_AT_ONCE)
@@ -127,6 +134,7 @@ def _decode(path: str, element: dict[str, Any], sampling: FrameSampling) -> tupl
         raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from None
     if total < FRAME_FACTOR:
         raise VideoError(f"{path}: has {total} frame(s); at least {FRAME_FACTOR} are needed")
+    _check_length(path, total, fps)
     try:
         first, last, span = calculate_video_frame_range(element, total, fps)
         count = sampling.count(span, fps)
@@ -151,6 +159,25 @@ def _target_size(element: dict[str, Any], num_frames: int, size: torch.Size, fac
     return smart_resize(size[0], size[1], factor=factor, min_pixels=lowest, max_pixels=highest)
 
 
+def _check_length(path: str, total: int, fps: float) -> None:
+    """Compare what can be read with what the header promises.
+
+    Formats that need no index (Matroska, WebM, AVI) stay readable when they are cut off, as a shorter video.
+    """
+    with suppress(av.FFmpegError, IndexError), av.open(path) as container:
+        stream = container.streams.video[0]
+        promised = float(container.duration or 0) / av.time_base
+        if stream.duration and stream.time_base:
+            promised = float(stream.duration * stream.time_base)
+        frames = max(stream.frames, promised * fps)
+        if total < frames * (1 - _TOLERATED_LOSS) - fps / 2:
+            raise VideoError(f"{path}: holds {total} of {frames:.0f} frames; the file may be truncated")
+
+
+# decord's messages begin with the time of day and a line of its source.
+_DECORD_PREFIX = re.compile(r"^\[\d+:\d+:\d+\] \S+:\d+: ")
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return _DECORD_PREFIX.sub("", lines[0]) if lines else type(error).__name__

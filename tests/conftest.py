@@ -25,6 +25,8 @@ import torch  # noqa: E402
 from lmms_flexselect.needle.model import build_model, build_processor  # noqa: E402
 from tests.support import stock_tasks  # noqa: E402
 
+torch.set_num_threads(1)  # the models are tiny, and tests run side by side
+
 
 @pytest.fixture(scope="session")
 def hf_home() -> Path:

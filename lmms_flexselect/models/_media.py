@@ -7,6 +7,7 @@ fetch and the processor call puts in what was read.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ class PreparedRow:
 
     Attributes
     ----------
+    text
+        The last message's, without its media.
     videos
         Path and metadata of each video (``frames_indices``, ``fps``, …).
     seconds
@@ -32,6 +35,7 @@ class PreparedRow:
         Why a video could not be read; the prompt then has no media and its answer is empty.
     """
 
+    text: str = ""
     videos: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     error: str | None = None
@@ -62,6 +66,8 @@ class MediaProcessor:
         self._videos: list[SampledVideo] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while being copied
+            raise AttributeError(name)
         return getattr(self._processor, name)
 
     def take_rows(self) -> list[PreparedRow]:
@@ -90,7 +96,7 @@ class MediaProcessor:
         return self._processor(**kwargs)
 
     def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
-        row, images, videos = PreparedRow(), [], []
+        row, images, videos = PreparedRow(_text(conversation[-1])), [], []
         start = time.perf_counter()
         try:
             for element in extract_vision_info(conversation):
@@ -102,9 +108,10 @@ class MediaProcessor:
                 row.videos.append({"path": str(element["video"]), **video.metadata})
         except VideoError as error:
             if self._strict:
+                self._rows, self._images, self._videos = [], [], []
                 raise
             logger.warning(f"answered empty: {error}")
-            row.error, images, videos = str(error), [], []
+            row.error, row.videos, images, videos = str(error), [], [], []
             _remove_media(conversation)
         self._images += images
         self._videos += videos
@@ -112,7 +119,7 @@ class MediaProcessor:
         return row
 
     def _read_video(self, element: dict[str, Any]) -> SampledVideo:
-        if isinstance(element["video"], str):
+        if isinstance(element["video"], (str, os.PathLike)):
             return read_video(element, self._sampling)
         frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
         return SampledVideo(frames, {**metadata, "video_backend": "images"})
@@ -123,3 +130,8 @@ def _remove_media(conversation: list[dict[str, Any]]) -> None:
     for message in conversation:
         if isinstance(message["content"], list):
             message["content"] = [element for element in message["content"] if id(element) not in media]
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(e["text"] for e in content if "text" in e)

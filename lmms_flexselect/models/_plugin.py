@@ -14,11 +14,11 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
-from transformers import AutoConfig
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.models._loading import OneProcess, StrictLoader, checkpoint_config
 from lmms_flexselect.models._media import MediaProcessor
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
 from lmms_flexselect.models._selecting_model import SelectingModel
@@ -93,7 +93,7 @@ class FlexSelectPlugin(lmms):
         pretrained = given.get("pretrained", signature["pretrained"].default)
         if pretrained == "needle" and not os.path.exists(pretrained):
             pretrained = str(installed_path("needle"))
-        config = self._checkpoint_config(pretrained)
+        config = checkpoint_config(pretrained, self._model_type)
         num_layers = config.get_text_config().num_hidden_layers
         fill = preset(self._model_type, str(pretrained), getattr(config, "flexselect", None), num_layers)
         check_names(fill, {*FlexSelectOptions.names(), *accepted})
@@ -108,27 +108,15 @@ class FlexSelectPlugin(lmms):
         self._check_frames({**{n: signature[n].default for n in accepted}, **upstream_args})
         return upstream_args
 
-    def _checkpoint_config(self, pretrained: str) -> Any:
-        try:
-            config = AutoConfig.from_pretrained(pretrained)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({reason})") from None
-        if config.model_type != self._model_type:
-            raise OptionError(
-                f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {self._model_type}"
-            )
-        return config
-
     def _load(self, upstream_args: dict[str, Any]) -> None:
         """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
         module, name = self._upstream_module, self._upstream_loads
-        replacements: dict[str, Any] = {name: _StrictLoader(getattr(module, name), self.options.dtype)}
+        replacements: dict[str, Any] = {name: StrictLoader(getattr(module, name), self.options.dtype)}
         accelerator = None
         if upstream_args.get("device_map") == "cpu":
             # Upstream takes every process of several for a GPU's; on CPUs it is shown one, and told the truth after.
             accelerator = Accelerator()
-            replacements["Accelerator"] = _OneProcess
+            replacements["Accelerator"] = OneProcess
         with replaced(module, **replacements):
             super().__init__(**upstream_args)
         if accelerator is not None:
@@ -189,40 +177,6 @@ class FlexSelectPlugin(lmms):
         if record is None:
             return answer if isinstance(answer, GenerationResult) else GenerationResult(text)
         return GenerationResult(text, TokenCounts(record.input_tokens, record.output_tokens))
-
-
-class _OneProcess:
-    """The part of `Accelerator` that upstream's constructors read when there is one process."""
-
-    num_processes = 1
-    local_process_index = 0
-    process_index = 0
-
-    @staticmethod
-    def unwrap_model(model: Any) -> Any:
-        """See `Accelerator.unwrap_model`."""
-        return model
-
-
-class _StrictLoader:
-    """A model class as upstream's constructors use it, which refuses a checkpoint with weights missing."""
-
-    def __init__(self, model_class: Any, dtype: str) -> None:
-        self._model_class = model_class
-        self._dtype = getattr(torch, dtype)
-
-    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
-        """Load with our dtype; transformers itself would fill missing weights with random numbers and a warning."""
-        try:
-            model, info = self._model_class.from_pretrained(
-                pretrained, dtype=self._dtype, output_loading_info=True, **kwargs
-            )
-        except OSError as error:
-            raise OptionError(f"pretrained={pretrained}: {str(error).splitlines()[0]}") from None
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise OptionError(f"pretrained={pretrained}: {len(missing)} weight(s) are missing, among them {missing[0]}")
-        return model
 
 
 def _stop(error: FlexSelectError) -> None:

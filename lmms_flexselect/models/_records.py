@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -28,7 +28,7 @@ class DocumentLog(dict):
 
     def last(self, rows: int) -> list[DocumentKey | None]:
         """Keys of the last `rows` documents read; None for a row that did not come through here."""
-        read: list[DocumentKey | None] = list(self._read[-rows:])
+        read: list[DocumentKey | None] = [*self._read[max(0, len(self._read) - rows) :]]
         self._read.clear()
         return [None] * (rows - len(read)) + read
 
@@ -48,7 +48,15 @@ class _Lookup:
     def __len__(self) -> int:
         return len(self._container)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._container)  # walking through a data set is nobody's turn
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._container
+
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while being copied
+            raise AttributeError(name)
         return getattr(self._container, name)
 
 
@@ -62,13 +70,13 @@ class SampleRecord:
         Which document; empty and -1 where a prompt did not come from a task.
     video_seconds
         Decoding and resizing, before the model is called.
-    time_to_first_token
-        Seconds from the call of the model to its first token: vision tower, selection, prefill. Rows of one batch
+    time_to_first_token_seconds
+        From the call of the model to its first token: vision tower, selection, prefill. Rows of one batch
         share it.
     selector_seconds
         The part of it that selection took.
     generate_seconds
-        The whole call.
+        The row's share of the whole call.
     visual_tokens, visual_tokens_kept
         Before and after selection.
     input_tokens, output_tokens
@@ -83,7 +91,7 @@ class SampleRecord:
     split: str
     doc_id: int
     video_seconds: float
-    time_to_first_token: float
+    time_to_first_token_seconds: float
     selector_seconds: float
     generate_seconds: float
     visual_tokens: int
@@ -101,7 +109,7 @@ class SampleRecord:
 
 _AVERAGED = (
     "video_seconds",
-    "time_to_first_token",
+    "time_to_first_token_seconds",
     "selector_seconds",
     "visual_tokens",
     "visual_tokens_kept",
@@ -121,7 +129,10 @@ def summarize(records: Iterable[SampleRecord]) -> dict[str, float]:
 
 
 def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[str, Any]:
-    """What goes into the results file: options, measurements per task, and the samples answered empty."""
+    """What goes into the results file: options, measurements per task, and the samples answered empty.
+
+    lmms-eval blanks out values in there whose names end like a secret's (``…_token``, ``…_key``): no name here does.
+    """
     tasks = sorted({r.task for r in records})
     failed = ("task", "split", "doc_id", "error")
     return {

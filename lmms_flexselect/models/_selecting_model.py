@@ -114,9 +114,9 @@ class SelectingModel:
                     split=split,
                     doc_id=doc_id,
                     video_seconds=media.seconds,
-                    time_to_first_token=(clock.time or end) - start,
+                    time_to_first_token_seconds=(clock.time or end) - start,
                     selector_seconds=selector_seconds,
-                    generate_seconds=end - start,
+                    generate_seconds=(end - start) / len(ids),
                     visual_tokens=visual[row],
                     visual_tokens_kept=selection.kept_tokens if selection else visual[row],
                     input_tokens=len(selection.prompt) if selection else real[row],
@@ -138,7 +138,13 @@ class SelectingModel:
     def _dump(self, selection: Selection, record: SampleRecord, media: PreparedRow) -> None:
         name = f"{record.task}__{record.split}__{record.doc_id}" if record.doc_id >= 0 else f"{len(self.records)}"
         path = Path(str(self._options.dump_selection)) / f"{name}.npz"
-        sample = {"task": record.task, "split": record.split, "doc_id": record.doc_id, "videos": media.videos}
+        sample = {
+            "task": record.task,
+            "split": record.split,
+            "doc_id": record.doc_id,
+            "question": media.text,
+            "videos": media.videos,
+        }
         try:
             write_selection(path, selection, sample)
         except OSError as error:

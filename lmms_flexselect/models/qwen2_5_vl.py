@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as UpstreamChat
 from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
-from lmms_flexselect.errors import OptionError
+from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._upstream import replaced
@@ -19,6 +20,7 @@ from lmms_flexselect.video import FrameSampling
 
 _FRAMES_PER_UNIT = 2
 _UPSTREAM_SIMPLE_FPS = 2.0
+_UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 
 
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
@@ -73,10 +75,32 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         # Upstream's simple class does not tell the processor the frame rate; its own positions are computed without.
         return self.options.rope == "published"
 
-    def generate_until(self, requests: Sequence[Any]) -> list[Any]:
-        """Upstream's loop, without its opening every video once more for a frame size that it does not use."""
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """Upstream's loop, without its opening every video once more for a frame size that it does not use.
+
+        Raises
+        ------
+        VideoError
+            For a video that upstream would leave out in silence because of its name.
+        """
+        self._remember_cli(requests)
+        checked = [copy.copy(request) for request in requests]
+        for request in checked:
+            text, generation, doc_to_visual, *document = request.args
+            request.arguments = (text, generation, _known_videos(doc_to_visual), *document)
         with replaced(upstream, decord=_NoProbe):
-            return super().generate_until(list(requests))
+            return super().generate_until(checked)
+
+
+def _known_videos(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def checked(document: Any) -> Any:
+        visuals = doc_to_visual(document)
+        for visual in visuals or []:
+            if isinstance(visual, str) and not visual.endswith(_UPSTREAM_SIMPLE_VIDEOS):
+                raise VideoError(f"{visual}: with --force_simple only {', '.join(_UPSTREAM_SIMPLE_VIDEOS)} are read")
+        return visuals
+
+    return checked
 
 
 class _NoProbe:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
 from tests.support.evaluate import Question, ask, build, evaluate
@@ -51,19 +53,32 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path):
         build("qwen2_5_vl_flexselect", pretrained=tmp_path)
 
 
-def test_a_checkpoint_with_a_weight_missing_is_refused(tmp_path, random_checkpoint):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "broken"
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("missing", r"1 weight\(s\) missing, among them .*layers\.2\.self_attn\.q_proj\.weight"),
+        ("misshapen", r"1 weight\(s\) of another shape, among them .*layers\.2\.self_attn\.q_proj\.weight"),
+        ("truncated", "file not fully covered"),
+        ("gone", "no file named model.safetensors"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path, random_checkpoint, damage, says):
+    folder = tmp_path / "damaged"
     shutil.copytree(random_checkpoint, folder)
-    weights = load_file(folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
     name = next(key for key in weights if key.endswith("layers.2.self_attn.q_proj.weight"))
-    del weights[name]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(FlexSelectError, match=r"1 weight\(s\) are missing, among them .*layers\.2\.self_attn\.q_proj"):
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:1_000_000])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        weight = weights.pop(name)
+        weights |= {name: weight[:5].clone()} if damage == "misshapen" else {}
+        save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(FlexSelectError, match=says) as caught:
         build("qwen2_5_vl_flexselect", pretrained=folder, **SMALL)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(params=["missing", "empty", "not_a_video", "truncated"])
@@ -84,6 +99,16 @@ def test_a_bad_video_stops_a_strict_run_by_name(random_checkpoint, stock_videos,
     with pytest.raises(VideoError, match=str(bad_video)) as caught:
         ask(model, [Question("What?", (good,)), Question("What?", (str(bad_video),))])
     assert "\n" not in str(caught.value)
+
+
+def test_a_video_that_upstream_would_leave_out_is_an_error(tmp_path, random_checkpoint, stock_videos):
+    other_name = tmp_path / "video.mkv"
+    other_name.write_bytes(stock_videos["mlvu_dev"][0].read_bytes())
+    question = Question("What?", (str(other_name),))
+    with pytest.raises(VideoError, match=r"video\.mkv: with --force_simple only \.mp4, \.avi, \.mov are read"):
+        ask(build("qwen2_5_vl_flexselect", simple=True, pretrained=random_checkpoint, **SMALL), [question])
+    (answer,) = ask(build("qwen2_5_vl_flexselect", pretrained=random_checkpoint, **SMALL), [question])
+    assert isinstance(answer, str)
 
 
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])

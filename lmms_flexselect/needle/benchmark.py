@@ -1,0 +1,75 @@
+"""The needle benchmark: one question per needle, on video files that are written the first time they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle.videos import NeedleVideo, write_video
+
+LENGTHS = (16, 64, 128, 256, 512)
+VIDEOS_PER_LENGTH = 34
+NEEDLES_PER_VIDEO = 6
+
+# Part of every file name: raise it whenever videos.py draws, paints or encodes differently, or old files stay in use.
+GENERATOR_VERSION = 1
+
+
+def question(colour: str) -> str:
+    """The question about the needle of one colour, as asked in training and evaluation."""
+    return f"What shape is the {colour} glyph?"
+
+
+def documents(units: int, videos: int = VIDEOS_PER_LENGTH, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the benchmark: one per needle, so six questions on each of `videos` videos of `units` temporal units."""
+    rows: list[dict[str, Any]] = []
+    for index in range(videos):
+        video_seed = int(np.random.SeedSequence([seed, units, index]).generate_state(1)[0])
+        video = NeedleVideo.draw(video_seed, units, NEEDLES_PER_VIDEO)
+        for number, needle in enumerate(video.needles):
+            rows.append(
+                {
+                    "id": f"{units}-{index:02d}-{number}",
+                    "video": f"needle_v{GENERATOR_VERSION}_{units:03d}_{video_seed:010d}.mp4",
+                    "seed": video_seed,
+                    "units": units,
+                    "unit": needle.unit,
+                    "quadrant": needle.quadrant,
+                    "colour": needle.colour,
+                    "question": question(needle.colour),
+                    "shape": needle.shape,
+                }
+            )
+    return rows
+
+
+def cache_folder() -> Path:
+    """The folder of the benchmark's video files: `$HF_HOME/flexselect_needle`."""
+    hf_home = os.path.expandvars(os.getenv("HF_HOME") or "~/.cache/huggingface")
+    return Path(hf_home).expanduser() / "flexselect_needle"
+
+
+def video_path(document: Mapping[str, Any]) -> Path:
+    """The video file of one row; written on first use."""
+    path = cache_folder() / document["video"]
+    if not path.exists():
+        video = NeedleVideo.draw(document["seed"], document["units"], NEEDLES_PER_VIDEO)
+        write_video(path, video.frames())
+    return path
+
+
+def answers_shape(answer: str, shape: str) -> bool:
+    """Whether the first word of an answer is the shape, whatever its case and the punctuation around it."""
+    words = answer.split()
+    return bool(words) and words[0].strip(".,:;!?\"'").lower() == shape
+
+
+def example() -> tuple[str, str, str]:
+    """A checkpoint folder, a video of 128 frames and a question about it, for trying things out."""
+    row = documents(units=64, videos=1)[0]
+    return str(CHECKPOINTS / "qwen2_5_vl"), str(video_path(row)), row["question"]

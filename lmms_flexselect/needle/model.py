@@ -1,0 +1,154 @@
+"""The needle model: a Qwen2.5-VL small enough to live in a repository, made of the real transformers classes.
+
+Everything a published checkpoint brings along is built here without a hub: config, byte-level BPE tokenizer, chat
+template, image and video processor, generation config.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from lmms_flexselect.needle.benchmark import question
+from lmms_flexselect.needle.videos import COLOURS, FRAME_SIZE, SHAPES
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+MAX_POSITIONS = 32768
+PIXELS = FRAME_SIZE * FRAME_SIZE
+
+# The form of Qwen2.5-VL's template: a default system message, ChatML turns, every image and video between markers.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'video' -%}
+<|vision_start|><|video_pad|><|vision_end|>
+{%- elif part['type'] in ('image', 'image_url') -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'text' -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE as Qwen2.5's: any text is representable, and each word of a needle question is one token."""
+    corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
+    corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]
+    corpus += ["Answer with the option's letter from the given choices directly.", "The best answer is: A. B. C. D."]
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    # The vocabulary limit is out of reach: merging stops when every word of the corpus has become one token.
+    trainer = BpeTrainer(vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False)
+    bpe.train_from_iterator(corpus, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_processor() -> Qwen2_5_VLProcessor:
+    """The processor, fixed to 56x56 pixels: four visual tokens an image or temporal unit."""
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
+        tokenizer=build_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """Six decoder layers of width 128 over a vision tower of two; 1.7 million parameters."""
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    # At the usual 0.02 so small a model never learns to match a colour's name with its pixels.
+    initializer_range = 0.08
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": MAX_POSITIONS,
+            "rope_parameters": rope,
+            "initializer_range": initializer_range,
+            "tie_word_embeddings": True,
+            "bos_token_id": token["<|endoftext|>"],
+            "eos_token_id": token["<|im_end|>"],
+            "pad_token_id": token["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "window_size": 112,
+            "fullatt_block_indexes": [0, 1],
+            "tokens_per_second": 2,
+            "initializer_range": initializer_range,
+        },
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """A model with random float32 weights that ends its answers as Qwen2.5-VL does."""
+    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+    end, pad = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
+    model.generation_config.do_sample = False
+    model.generation_config.bos_token_id = pad
+    model.generation_config.eos_token_id = [end, pad]
+    model.generation_config.pad_token_id = pad
+    return model

@@ -1,0 +1,74 @@
+"""The demo: lmms-eval by its config, the table, the pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmms_flexselect import demo
+from lmms_flexselect.cli import installed_path
+from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
+
+
+@pytest.fixture(scope="module")
+def config():
+    return yaml.safe_load((installed_path("run_configs") / "demo.yaml").read_text())
+
+
+def test_the_config_asks_every_selector_the_same(config):
+    assert [run["output_path"] for run in config] == [f"results/{name}" for name in demo.SELECTORS]
+    for run, selector in zip(config, demo.SELECTORS, strict=True):
+        assert f"selector={selector}" in run["model_args"].split(",")
+        assert {name: run[name] for name in ("model", "tasks", "limit", "batch_size")} == {
+            name: config[0][name] for name in ("model", "tasks", "limit", "batch_size")
+        }
+
+
+@pytest.mark.cli
+def test_a_short_demo_through_the_command(config, tmp_path):
+    """The demo's own runs, on two lengths and one video each."""
+    for run in config:
+        run |= {"tasks": "flexselect_needle_16,flexselect_needle_128", "limit": 6}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
+    measured = demo.run(tmp_path / "out", tmp_path / "short.yaml")
+    assert [(m.selector, m.units) for m in measured] == [(s, u) for s in demo.SELECTORS for u in (16, 128)]
+    long = {m.selector: m for m in measured if m.units == 128}
+    assert long["none"].tokens_kept == long["none"].tokens_in == 512
+    assert {long[name].tokens_kept for name in ("random", "uniform", "reference")} == {64}
+    assert long["reference"].accuracy >= 5 / 6
+    assert all(m.questions == 6 and m.first_token > 0 and m.memory > 0 for m in measured)
+
+    text = demo.table(measured)
+    assert all(name in text for name in demo.SELECTORS)
+    accuracy_over_length(measured, tmp_path / "a.png")
+    kept_tokens(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_run_without_results_is_an_error_that_names_the_log(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # ends well and does nothing, as lmms-eval may
+    with pytest.raises(FlexSelectError, match=r"selector=none wrote no results; see .*lmms_eval\.log"):
+        demo.run(tmp_path / "out")
+
+
+def test_results_are_read_per_task(tmp_path: Path):
+    values = {
+        "samples": 4,
+        "visual_tokens": 64.0,
+        "visual_tokens_kept": 8.0,
+        "time_to_first_token_seconds": 0.5,
+        "peak_memory_gib": 1.25,
+    }
+    results = {
+        "results": {"flexselect_needle_64": {"needle_acc,none": 0.5}, "flexselect_needle": {"alias": "group"}},
+        "config": {"resolved_cli_args": {"flexselect": {"by_task": {"flexselect_needle_64": values}}}},
+    }
+    (measured,) = demo.read_results("uniform", json.loads(json.dumps(results)))
+    assert measured == demo.Measured("uniform", 64, 0.5, 4, 64.0, 8.0, 0.5, 1.25)

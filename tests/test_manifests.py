@@ -1,0 +1,60 @@
+"""The entry point: light to import, and found by lmms-eval's registry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import lmms_flexselect
+from lmms_flexselect.manifests import manifests
+
+NAME = "qwen2_5_vl_flexselect"
+
+
+def in_a_fresh_interpreter(code):
+    """What `code` prints as JSON."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_importing_the_manifests_loads_nothing_heavy():
+    """lmms-eval imports this while it is itself half imported, at every start, whatever model is asked for."""
+    loaded = in_a_fresh_interpreter("import sys, json, lmms_flexselect.manifests; print(json.dumps(list(sys.modules)))")
+    assert "lmms_flexselect.manifests" in loaded
+    heavy = {"torch", "transformers", "lmms_eval", "numpy", "decord", "av", "qwen_vl_utils", "loguru"}
+    assert not heavy & set(loaded)
+    assert [name for name in loaded if name.startswith("lmms_flexselect")] == [
+        "lmms_flexselect",
+        "lmms_flexselect.manifests",
+    ]
+
+
+def test_the_entry_point_is_the_manifests():
+    (ours,) = [e for e in entry_points(group="lmms_eval.models") if e.value.startswith("lmms_flexselect")]
+    assert ours.load() is manifests
+    assert [manifest.model_id for manifest in manifests()] == [NAME]
+
+
+@pytest.mark.parametrize("force_simple", [False, True])
+def test_lmms_evals_registry_finds_both_classes(force_simple):
+    """Through lmms-eval's own start-up: what ``--model`` resolves to, and that it is a class it accepts."""
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    resolved = MODEL_REGISTRY_V2.resolve(NAME, force_simple=force_simple)
+    assert resolved.class_path.startswith("lmms_flexselect.models.qwen2_5_vl.")
+    assert resolved.class_name == ("Qwen2_5_VLFlexSelectSimple" if force_simple else "Qwen2_5_VLFlexSelect")
+    model_class = MODEL_REGISTRY_V2.get_model_class(NAME, force_simple=force_simple)
+    assert model_class.__name__ == resolved.class_name
+    assert model_class.is_simple is force_simple
+
+
+def test_the_packages_names_are_loaded_on_first_use():
+    assert {name: getattr(lmms_flexselect, name).__name__ for name in lmms_flexselect.__all__} == {
+        name: name for name in lmms_flexselect.__all__
+    }
+    with pytest.raises(AttributeError, match="has no attribute 'FlexSelection'"):
+        _ = lmms_flexselect.FlexSelection

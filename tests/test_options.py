@@ -1,0 +1,211 @@
+"""Model arguments: what is accepted, who wins, and what a wrong one is answered with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.options import CHOICES, FlexSelectOptions, check_names
+
+# The defaults that a user who gives nothing relies on.
+DEFAULTS = {
+    "selector": "reference",
+    "selector_path": None,
+    "reference_layer": None,
+    "token_budget": 7040,
+    "max_frames_per_set": 64,
+    "reduction": "max",
+    "budget_remainder": "spread",
+    "rope": "published",
+    "seconds_per_unit": None,
+    "seed": 0,
+    "dtype": "bfloat16",
+    "strict": True,
+    "dump_selection": None,
+}
+ALLOWED = {
+    "selector": ["reference", "uniform", "random", "none"],
+    "reduction": ["max", "mean"],
+    "budget_remainder": ["spread", "drop"],
+    "rope": ["published", "library"],
+    "dtype": ["bfloat16", "float16", "float32"],
+}
+
+
+def complaint(call, *args, **kwargs):
+    """The one line that a wrong value is answered with."""
+    with pytest.raises(OptionError) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults():
+    assert FlexSelectOptions().to_dict() == DEFAULTS
+    assert FlexSelectOptions.names() == set(DEFAULTS)
+
+
+def test_every_choice_is_tested():
+    assert {name: list(values) for name, values in CHOICES.items()} == ALLOWED
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ALLOWED.items() for v in values])
+def test_allowed_values(name, value):
+    assert getattr(FlexSelectOptions(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", ["", "Max", "all", 1, None, True])
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_wrong_choice_is_answered_with_the_right_ones(name, value):
+    text = complaint(FlexSelectOptions, **{name: value})
+    assert text == f"{name}={value}: must be one of {', '.join(ALLOWED[name])}"
+
+
+NUMBERS = [("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)]
+
+
+@pytest.mark.parametrize("value", [-1, -5.0, 0.5, True, "20", "none", [3], math.nan, math.inf])
+@pytest.mark.parametrize(("name", "least"), NUMBERS)
+def test_whole_numbers_only(name, least, value):
+    text = complaint(FlexSelectOptions, **{name: value})
+    assert text.startswith(f"{name}={int(value) if value == -5.0 else value}: ")
+    assert text.endswith(f"must be a whole number of at least {least}")
+
+
+@pytest.mark.parametrize(("name", "least"), NUMBERS)
+def test_the_least_number_is_allowed(name, least):
+    assert getattr(FlexSelectOptions(**{name: least}), name) == least
+    if least:
+        assert complaint(FlexSelectOptions, **{name: least - 1}).startswith(f"{name}=0: ")
+
+
+def test_a_whole_float_becomes_an_int():
+    """lmms-eval reads 7e3 in --model_args as a float."""
+    budget = FlexSelectOptions(token_budget=7e3).token_budget  # type: ignore[arg-type]
+    assert (budget, type(budget)) == (7000, int)
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, math.inf, -math.inf, math.nan])
+def test_seconds_are_positive(value):
+    assert complaint(FlexSelectOptions, seconds_per_unit=value).startswith(f"seconds_per_unit={value}: must be greater")
+
+
+@pytest.mark.parametrize("value", ["1.0", "real", True, [1]])
+def test_seconds_are_a_number(value):
+    text = complaint(FlexSelectOptions, seconds_per_unit=value)
+    assert text == f"seconds_per_unit={value}: must be sampled or a number of seconds"
+
+
+@pytest.mark.parametrize("value", ["true", "yes", 1, 0, None])
+def test_strict_is_true_or_false(value):
+    assert complaint(FlexSelectOptions, strict=value) == f"strict={value}: must be true or false"
+
+
+def test_lite_is_not_in_this_release():
+    text = complaint(FlexSelectOptions, selector="lite")
+    assert text.startswith("selector=lite: ")
+    assert text.endswith("the selectors are " + ", ".join(ALLOWED["selector"]))
+
+
+@pytest.mark.parametrize("selector", ALLOWED["selector"])
+def test_a_selector_checkpoint_goes_with_lite(selector):
+    text = complaint(FlexSelectOptions, selector=selector, selector_path="/weights")
+    assert text == f"selector_path=/weights: goes with selector=lite, not {selector}"
+
+
+def test_dump_goes_to_a_folder(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    assert complaint(FlexSelectOptions, dump_selection=str(file)) == f"dump_selection={file}: is a file; give a folder"
+    assert FlexSelectOptions(dump_selection=str(tmp_path / "new")).dump_selection == str(tmp_path / "new")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert FlexSelectOptions(dump_selection="~/kept").dump_selection == str(tmp_path / "kept")
+
+
+def test_given_wins_over_preset_over_default():
+    preset = {"token_budget": 100, "reference_layer": 20, "fps": 2.0}
+    options = FlexSelectOptions.resolve({"token_budget": 50, "pretrained": "x"}, preset)
+    assert options.to_dict() == {**DEFAULTS, "token_budget": 50, "reference_layer": 20}
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE"])
+@pytest.mark.parametrize("name", ["selector_path", "reference_layer", "seconds_per_unit", "dump_selection"])
+def test_the_word_none(name, word):
+    """--model_args carries text, so None has to be written; it also takes back what a preset says."""
+    assert getattr(FlexSelectOptions.resolve({name: word}, {name: 3}), name) is None
+
+
+def test_the_word_sampled():
+    preset = {"seconds_per_unit": 1.0}
+    assert FlexSelectOptions.resolve({}, preset).seconds_per_unit == 1.0
+    assert FlexSelectOptions.resolve({"seconds_per_unit": "sampled"}, preset).seconds_per_unit is None
+
+
+def test_none_is_a_selector_and_no_word_for_nothing():
+    assert FlexSelectOptions.resolve({"selector": "none"}, {}).selector == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("token_buget", "did you mean token_budget? "),
+        ("selektor", "did you mean selector? "),
+        ("max_frames", "did you mean max_num_frames? "),
+        ("zzzzz", ""),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(given, hint):
+    known = {*FlexSelectOptions.names(), "pretrained", "max_num_frames"}
+    text = complaint(check_names, ["seed", given], known)
+    assert text == f"unknown model argument {given}: {hint}known are {', '.join(sorted(known))}"
+
+
+def test_known_names_pass():
+    check_names(["seed", "pretrained"], ["pretrained", "seed", "fps"])
+    with pytest.raises(OptionError, match="known are fps, pretrained"):
+        check_names(["seed"], ["pretrained", "fps"])
+
+
+@pytest.mark.parametrize("layer", [None, 28, 60])
+def test_the_reference_layer_lies_in_the_model(layer):
+    text = complaint(FlexSelectOptions(reference_layer=layer).check_model, 28)
+    assert text.startswith(f"reference_layer={layer}: this model has layers 0 to 27 ")
+
+
+def test_only_the_reference_selector_needs_a_layer():
+    for layer in (0, 27):
+        FlexSelectOptions(reference_layer=layer).check_model(28)
+    for selector in ("uniform", "random", "none"):
+        FlexSelectOptions(selector=selector, reference_layer=60).check_model(28)
+
+
+@pytest.mark.parametrize(
+    ("budget", "frames", "at_most", "sets"), [(7, 512, 64, 8), (8, 513, 64, 9), (1, 2, 1, 2), (15, 1024, 64, 16)]
+)
+def test_every_frame_set_gets_a_token(budget, frames, at_most, sets):
+    options = FlexSelectOptions(token_budget=budget, max_frames_per_set=at_most)
+    text = complaint(options.check_frames, frames)
+    assert text.startswith(f"token_budget={budget}: {frames} frames make {sets} frame sets of at most {at_most},")
+    assert text.endswith(f"give at least {sets}")
+    FlexSelectOptions(token_budget=sets, max_frames_per_set=at_most).check_frames(frames)
+    FlexSelectOptions(selector="none", token_budget=budget, max_frames_per_set=at_most).check_frames(frames)
+
+
+@pytest.mark.parametrize("name", ["token_budget", "max_frames_per_set", "seed"])
+def test_a_preset_cannot_leave_a_number_out(name):
+    with pytest.raises(OptionError, match=f"^{name}=None: must be a whole number"):
+        FlexSelectOptions.resolve({}, {name: None})
+
+
+@pytest.mark.parametrize("value", [True, ""])
+def test_a_dump_needs_a_folder(value):
+    with pytest.raises(OptionError, match=r"^dump_selection=.*: give a folder"):
+        FlexSelectOptions.resolve({"dump_selection": value}, {})
+
+
+def test_sampled_is_a_word_of_seconds_alone():
+    with pytest.raises(OptionError, match=r"^reference_layer=sampled"):
+        FlexSelectOptions.resolve({"reference_layer": "sampled"}, {"reference_layer": 20})
