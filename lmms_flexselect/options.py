@@ -92,8 +92,10 @@ class FlexSelectOptions:
             if isinstance(self.dump_selection, bool) or not str(self.dump_selection):
                 raise OptionError(f"dump_selection={self.dump_selection}: give a folder")
             self.dump_selection = os.path.expanduser(str(self.dump_selection))
-            if os.path.exists(self.dump_selection) and not os.path.isdir(self.dump_selection):
-                raise OptionError(f"dump_selection={self.dump_selection}: is a file; give a folder")
+            try:
+                os.makedirs(self.dump_selection, exist_ok=True)
+            except OSError as error:
+                raise OptionError(f"dump_selection={self.dump_selection}: cannot be made ({error.strerror})") from None
 
     @classmethod
     def names(cls) -> set[str]:

@@ -119,7 +119,9 @@ def test_a_selector_checkpoint_goes_with_lite(selector):
 def test_dump_goes_to_a_folder(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
-    assert complaint(FlexSelectOptions, dump_selection=str(file)) == f"dump_selection={file}: is a file; give a folder"
+    assert (
+        complaint(FlexSelectOptions, dump_selection=str(file)) == f"dump_selection={file}: cannot be made (File exists)"
+    )
     assert FlexSelectOptions(dump_selection=str(tmp_path / "new")).dump_selection == str(tmp_path / "new")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert FlexSelectOptions(dump_selection="~/kept").dump_selection == str(tmp_path / "kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,19 @@ class SelectingModel:
         prepared = [PreparedRow()] * (len(ids) - len(prepared)) + prepared
         clock = FirstTokenClock()
         criteria = StoppingCriteriaList([*(kwargs.pop("stopping_criteria", None) or []), clock])
+        selections: Sequence[Selection | None]
 
-        selections: list[Selection] = []
-        start = selected = now()
+        start = now()
         with peak_memory() as peak:
             if self._passes_through(inputs):
                 output = self._family.model.generate(**inputs, stopping_criteria=criteria, **kwargs)
-                new = output[:, ids.shape[1] :]
-                selector_seconds = 0.0
+                new, selections, selector_seconds = output[:, ids.shape[1] :], [None] * len(ids), 0.0
             else:
                 prompts = self._family.prompts(inputs)
-                selected = now()
-                selections = [self._flexselect(prompt) for prompt in prompts]
-                selector_seconds = now() - selected
-                shortened = [selection.prompt for selection in selections]
+                selecting = now()
+                made = [self._flexselect(prompt) for prompt in prompts]
+                selector_seconds = now() - selecting
+                selections, shortened = made, [selection.prompt for selection in made]
                 new = torch.stack(self._family.generate(shortened, stopping_criteria=criteria, **kwargs))
             end = now()
         new = new.to(ids.device)
@@ -102,32 +102,33 @@ class SelectingModel:
             if media.error is not None:
                 new[row] = pad
 
-        keys = self._documents.last(len(ids))
-        real = inputs.get("attention_mask", torch.ones_like(ids)).sum(1).tolist()
-        visual = (ids == self._family.model.config.video_token_id).sum(1).tolist()
-        for row, (key, media) in enumerate(zip(keys, prepared, strict=True)):
-            selection = selections[row] if selections else None
+        batch: dict[str, Any] = {
+            "time_to_first_token_seconds": (clock.time or end) - start,
+            "selector_seconds": selector_seconds,
+            "generate_seconds": (end - start) / len(ids),
+            "peak_memory_gib": peak.gib,
+        }
+        rows = zip(self._documents.last(len(ids)), prepared, selections, self._counts(inputs, new, pad), strict=True)
+        for key, media, selection, counts in rows:
             task, split, doc_id = key or ("", "", -1)
-            self.records.append(
-                SampleRecord(
-                    task=task,
-                    split=split,
-                    doc_id=doc_id,
-                    video_seconds=media.seconds,
-                    time_to_first_token_seconds=(clock.time or end) - start,
-                    selector_seconds=selector_seconds,
-                    generate_seconds=(end - start) / len(ids),
-                    visual_tokens=visual[row],
-                    visual_tokens_kept=selection.kept_tokens if selection else visual[row],
-                    input_tokens=len(selection.prompt) if selection else real[row],
-                    output_tokens=int((new[row] != pad).sum()),
-                    peak_memory_gib=peak.gib,
-                    error=media.error,
-                )
-            )
-            if self._options.dump_selection and selection and selection.visual_tokens:
-                self._dump(selection, self.records[-1], media)
+            if selection is not None:
+                counts |= {"visual_tokens_kept": selection.kept_tokens, "input_tokens": len(selection.prompt)}
+            record = SampleRecord(task, split, doc_id, media.seconds, error=media.error, **batch, **counts)
+            self.records.append(record)
+            if self._options.dump_selection and selection is not None and selection.visual_tokens:
+                self._dump(selection, record, media)
         return torch.cat([ids, new], dim=1)
+
+    def _counts(self, inputs: dict[str, Tensor], new: Tensor, pad: int) -> list[dict[str, Any]]:
+        """Tokens of each row as upstream sees them, before any selection."""
+        ids = inputs["input_ids"]
+        visual = (ids == self._family.model.config.video_token_id).sum(1).tolist()
+        real = inputs.get("attention_mask", torch.ones_like(ids)).sum(1).tolist()
+        answer = (new != pad).sum(1).tolist()
+        return [
+            {"visual_tokens": v, "visual_tokens_kept": v, "input_tokens": n, "output_tokens": o}
+            for v, n, o in zip(visual, real, answer, strict=True)
+        ]
 
     def _passes_through(self, inputs: dict[str, Tensor]) -> bool:
         """Whether the request is upstream's own business: no video in it, or the library's baseline asked for."""
