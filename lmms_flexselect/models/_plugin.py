@@ -20,6 +20,7 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.models._loading import OneProcess, StrictLoader, checkpoint_config
 from lmms_flexselect.models._media import MediaProcessor
+from lmms_flexselect.models._preflight import check_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
 from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import replaced, use_upstream_prompts
@@ -142,6 +143,9 @@ class FlexSelectPlugin(lmms):
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
         self._remember_cli(requests)
         try:
+            if self.options.strict:
+                check_videos(requests, self.task_dict)
+                self.task_dict.last(0)  # nobody's turn yet
             answers = super().generate_until(requests)
         except FlexSelectError as error:
             _stop(error)

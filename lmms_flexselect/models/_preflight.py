@@ -1,0 +1,60 @@
+"""A look at all videos before the first is answered: a file missing at the end of a long run must not cost the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from lmms_flexselect.errors import VideoError
+
+
+def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
+    """Raise unless every video that the requests will ask for is there and not empty.
+
+    Files are not opened: whether they decode shows when it is their turn. A task whose first document has no video is
+    left alone, since its documents may hold images, which are costly to load.
+
+    Parameters
+    ----------
+    requests
+        As `generate_until` gets them, of simple or of chat models.
+    task_dict
+        Data sets by task and split.
+
+    Raises
+    ------
+    VideoError
+        Naming the first file, and saying how many there are.
+    """
+    seen: dict[str, str | None] = {}
+    without_video: set[str] = set()
+    for request in requests:
+        *_, doc_id, task, split = request.args
+        if task in without_video:
+            continue
+        paths = list(_video_paths(request, task_dict[task][split][doc_id]))
+        if not paths:
+            without_video.add(task)
+        seen |= {path: _complaint(path) for path in paths if path not in seen}
+    bad = {path: complaint for path, complaint in seen.items() if complaint}
+    if bad:
+        first, complaint = next(iter(bad.items()))
+        others = f" ({len(bad)} of {len(seen)} videos are missing or empty)" if len(bad) > 1 else ""
+        raise VideoError(f"{first}: {complaint}{others}")
+
+
+def _complaint(path: str) -> str | None:
+    if not os.path.exists(path):
+        return "no such video file"
+    return None if os.path.getsize(path) else "the video file is empty"
+
+
+def _video_paths(request: Any, document: Any) -> Iterator[str]:
+    makers = [argument for argument in request.args if callable(argument)]
+    for item in (makers[0](document) or []) if makers else []:
+        # A simple model's visuals, or a chat model's messages.
+        for media in item["content"] if isinstance(item, dict) and "content" in item else [item]:
+            url = media.get("url") if isinstance(media, dict) and media.get("type") == "video" else media
+            if isinstance(url, str) and "://" not in url:
+                yield url
