@@ -33,7 +33,7 @@ def results_in(folder: Path, tail: str = "") -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory, random_checkpoint, stock_videos):
-    """Four runs of the command in one process, by a config file: chat and simple, selecting and not."""
+    """Six runs of the command in one process, by a config file: chat and simple, selecting and not, cached and not."""
     folder = tmp_path_factory.mktemp("command")
     base = {
         "model": "qwen2_5_vl_flexselect",
@@ -47,6 +47,16 @@ def one_process(tmp_path_factory, random_checkpoint, stock_videos):
         {**base, "model_args": f"{selected},selector=none", "output_path": str(folder / "none")},
         {**base, "model_args": selected, "force_simple": True, "output_path": str(folder / "simple")},
         {**base, "model_args": f"{selected},token_budget=0", "output_path": str(folder / "refused")},
+        *[
+            {
+                **base,
+                "tasks": "lvbench",
+                "model_args": selected,
+                "use_cache": str(folder / "cache"),
+                "output_path": str(folder / name),
+            }
+            for name in ("first", "cached")
+        ],
     ]
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
     done = run([sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"], folder)
@@ -70,6 +80,15 @@ def test_four_stock_tasks_through_the_command(one_process, stock_videos):
         assert results["throughput"]["avg_time_to_first_token_seconds"] > 0
         assert results["throughput"]["total_elapsed_time"] > 0
         assert len(list((folder / name).rglob("*_samples_*.jsonl"))) == 4
+
+
+def test_a_run_out_of_the_cache_says_its_options_too(one_process):
+    folder, _ = one_process
+    first, cached = (results_in(folder / name)[0] for name in ("first", "cached"))
+    blocks = [results["config"]["resolved_cli_args"]["flexselect"] for results in (first, cached)]
+    assert blocks[0]["options"] == blocks[1]["options"]
+    assert [block["overall"]["samples"] for block in blocks] == [4, 0]
+    assert first["results"] == cached["results"]
 
 
 def test_what_was_kept_is_dumped(one_process, stock_videos):

@@ -23,7 +23,7 @@ from lmms_flexselect.models._media import MediaProcessor
 from lmms_flexselect.models._preflight import check_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
 from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import replaced, use_upstream_prompts
+from lmms_flexselect.models._upstream import command_line, replaced, use_upstream_prompts
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
@@ -62,7 +62,6 @@ class FlexSelectPlugin(lmms):
         self._selecting: SelectingModel | None = SelectingModel(
             family, flexselect, self.options, self.processor, self.task_dict
         )
-        self._cli_args: Any = None
         self._resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
         logger.info(f"FlexSelect options: {self._resolved}")
 
@@ -141,7 +140,6 @@ class FlexSelectPlugin(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
-        self._remember_cli(requests)
         try:
             if self.options.strict:
                 check_videos(requests, self.task_dict)
@@ -159,21 +157,16 @@ class FlexSelectPlugin(lmms):
         records = gather(self._selecting.records if self._selecting else [])
         block = results_block(self._resolved, records)
         self.flexselect_results = block
+        if (arguments := command_line()) is not None:
+            arguments.flexselect = block  # goes into the results file, also if everything came out of a cache
         if self.rank == 0 and records:
             # Upstream's chat classes have reported time and tokens already; the simple ones report nothing.
             reported = not self.is_simple
             seconds = 0.0 if reported else sum(r.generate_seconds for r in records)
             tokens = 0 if reported else sum(r.output_tokens for r in records)
             log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, block["overall"])
-            if self._cli_args is not None:
-                self._cli_args.flexselect = block  # lmms-eval writes these out as config.resolved_cli_args
         self._selecting = None
         super().clean()
-
-    def _remember_cli(self, requests: list[Any]) -> None:
-        for argument in requests[0].args if requests else ():
-            task = getattr(argument, "__self__", None)
-            self._cli_args = getattr(task, "args", None) or self._cli_args
 
     @staticmethod
     def _with_counts(answer: Any, record: Any) -> GenerationResult:

@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from lmms_eval.api.task import ConfigurableTask
 
 SUFFIX = "_flexselect"
+
+# Tasks built for the model constructed last.
+_our_tasks: WeakSet[ConfigurableTask] = WeakSet()
 
 
 def upstream_name(model: Any) -> str | None:
@@ -32,6 +36,7 @@ def use_upstream_prompts() -> None:
     method while the task is built, after the model; that method is wrapped, once, and does what it did for every
     model name that is not ours. A block written for our own name wins.
     """
+    _our_tasks.clear()
     original = ConfigurableTask._prepare_model_specific_config
     if hasattr(original, "__wrapped__"):
         return
@@ -41,6 +46,8 @@ def use_upstream_prompts() -> None:
         asked = task.model_name
         base = upstream_name(asked)
         blocks = task.config.lmms_eval_specific_kwargs or {}
+        if base is not None:
+            _our_tasks.add(task)
         if base is None or (isinstance(asked, str) and asked in blocks):
             return original(task)
         task.model_name = base
@@ -50,6 +57,14 @@ def use_upstream_prompts() -> None:
             task.model_name = asked
 
     ConfigurableTask._prepare_model_specific_config = prepare
+
+
+def command_line() -> Any:
+    """lmms-eval's parsed command line, or None where it was not run from there.
+
+    It hands it to the tasks alone, and writes all of it into the results file (``config.resolved_cli_args``).
+    """
+    return next((task.args for task in _our_tasks if getattr(task, "args", None) is not None), None)
 
 
 @contextmanager

@@ -83,7 +83,6 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         VideoError
             For a video that upstream would leave out in silence because of its name.
         """
-        self._remember_cli(requests)
         checked = [copy.copy(request) for request in requests]
         for request in checked:
             text, generation, doc_to_visual, *document = request.args

@@ -6,7 +6,7 @@ import pytest
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import get_task_dict
 
-from lmms_flexselect.models._upstream import upstream_name, use_upstream_prompts
+from lmms_flexselect.models._upstream import command_line, upstream_name, use_upstream_prompts
 from tests.support.evaluate import task_manager
 from tests.support.stock_tasks import STOCK_TASKS
 
@@ -75,6 +75,17 @@ def test_installing_twice_wraps_once():
     once = ConfigurableTask._prepare_model_specific_config
     use_upstream_prompts()
     assert ConfigurableTask._prepare_model_specific_config is once
+
+
+def test_the_command_line_is_that_of_our_tasks():
+    assert command_line() is None
+    build_task("some_other_model").args = "theirs"
+    task = build_task("llava_vid_flexselect")
+    assert command_line() is None
+    task.args = "ours"
+    assert command_line() == "ours"
+    use_upstream_prompts()  # a new model is being built
+    assert command_line() is None
 
 
 def test_names():
