@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.needle import CHECKPOINTS
 
 PLACES = ("tasks", "run_configs", "needle")
 
@@ -18,12 +19,11 @@ def installed_path(place: str) -> Path:
     ``tasks`` goes to ``lmms-eval --include_path``; ``needle`` is the tiny trained Qwen2.5-VL that the demo runs.
     """
     if place == "needle":
-        return installed_path("needle.checkpoints") / "qwen2_5_vl"
-    package, _, rest = place.partition(".")
-    spec = find_spec(f"lmms_flexselect.{package}")
+        return CHECKPOINTS / "qwen2_5_vl"
+    spec = find_spec(f"lmms_flexselect.{place}")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"lmms_flexselect.{package} is not installed")
-    return Path(next(iter(spec.submodule_search_locations))) / rest
+        raise FileNotFoundError(f"lmms_flexselect.{place} is not installed")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def main(arguments: list[str] | None = None) -> int:

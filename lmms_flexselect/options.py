@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.mrope import ROPE_RULES
+from lmms_flexselect.relevance import REDUCTIONS
+from lmms_flexselect.selection import REMAINDERS
 
 SELECTORS = ("reference", "uniform", "random", "none")
 CHOICES = {
     "selector": SELECTORS,
-    "reduction": ("max", "mean"),
-    "budget_remainder": ("spread", "drop"),
-    "rope": ("published", "library"),
+    "reduction": REDUCTIONS,
+    "budget_remainder": REMAINDERS,
+    "rope": ROPE_RULES,
     "dtype": ("bfloat16", "float16", "float32"),
 }
 

@@ -118,15 +118,20 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
     return SampledVideo(torch.cat(resized).float(), metadata)
 
 
+def file_complaint(path: str) -> str | None:
+    """What is wrong with a video file without opening it, or None."""
+    if not os.path.exists(path):
+        return "no such video file"
+    if os.path.isdir(path):
+        return "is a folder, not a video file"
+    return None if os.path.getsize(path) else "the video file is empty"
+
+
 def _decode(path: str, element: dict[str, Any], sampling: FrameSampling) -> tuple[Tensor, dict[str, Any], int]:
     import decord
 
-    if not os.path.exists(path):
-        raise VideoError(f"{path}: no such video file")
-    if os.path.isdir(path):
-        raise VideoError(f"{path}: is a folder, not a video file")
-    if os.path.getsize(path) == 0:
-        raise VideoError(f"{path}: the video file is empty")
+    if complaint := file_complaint(path):
+        raise VideoError(f"{path}: {complaint}")
     try:
         reader = decord.VideoReader(path)
         total, fps = len(reader), reader.get_avg_fps()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROPE_RULES = ("published", "library")
+
 
 @dataclass
 class VisionBlock:

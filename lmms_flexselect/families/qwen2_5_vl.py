@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.mrope import VisionBlock, compact_blocks, published_positions
+from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors import ReferenceLayer
 
-ROPE_RULES = ("published", "library")
 _SCORING_SECONDS_PER_UNIT = 1.0  # whatever the real sampling (algorithm.md, section 2)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from lmms_flexselect.errors import VideoError
+from lmms_flexselect.video import file_complaint
 
 
 def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
@@ -36,18 +36,12 @@ def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
         paths = list(_video_paths(request, task_dict[task][split][doc_id]))
         if not paths:
             without_video.add(task)
-        seen |= {path: _complaint(path) for path in paths if path not in seen}
+        seen |= {path: file_complaint(path) for path in paths if path not in seen}
     bad = {path: complaint for path, complaint in seen.items() if complaint}
     if bad:
         first, complaint = next(iter(bad.items()))
         others = f" ({len(bad)} of {len(seen)} videos are missing or empty)" if len(bad) > 1 else ""
         raise VideoError(f"{first}: {complaint}{others}")
-
-
-def _complaint(path: str) -> str | None:
-    if not os.path.exists(path):
-        return "no such video file"
-    return None if os.path.getsize(path) else "the video file is empty"
 
 
 def _video_paths(request: Any, document: Any) -> Iterator[str]:
