@@ -50,8 +50,9 @@ tests: setup  ## the whole test suite
 lowest: .venv-lowest/.ready  ## the tests that do not start lmms-eval, on the lowest transformers allowed
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli"
 
-needle-model: setup  ## train the tiny Qwen2.5-VL of the needle benchmark from nothing
-	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/qwen2_5_vl
+NEEDLE := qwen2_5_vl
+needle-model: setup  ## train a tiny model of the needle benchmark from nothing: NEEDLE=qwen2_5_vl or llava_vid
+	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/$(NEEDLE) --family $(NEEDLE)
 
 clean:  ## remove what the commands above made
 	rm -rf .venv .venv-lowest build dist *.egg-info demo_output

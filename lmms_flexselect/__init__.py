@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmms_flexselect.errors import FlexSelectError
+    from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video, question_ids
+    from lmms_flexselect.families.llava_video_frames import read_llava_video
     from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
     from lmms_flexselect.flexselect import FlexSelect, Selection
     from lmms_flexselect.prompt import VideoPrompt
@@ -22,12 +24,16 @@ __all__ = [
     "FlexSelect",
     "FlexSelectError",
     "FrameSampling",
+    "LlavaVideo",
     "Qwen2_5_VL",
     "Random",
     "ReferenceLayer",
     "Selection",
     "Uniform",
     "VideoPrompt",
+    "load_llava_video",
+    "question_ids",
+    "read_llava_video",
     "read_video",
 ]
 
@@ -35,12 +41,16 @@ _HOME = {
     "FlexSelect": "flexselect",
     "FlexSelectError": "errors",
     "FrameSampling": "video",
+    "LlavaVideo": "families.llava_video",
     "Qwen2_5_VL": "families.qwen2_5_vl",
     "Random": "selectors",
     "ReferenceLayer": "selectors",
     "Selection": "flexselect",
     "Uniform": "selectors",
     "VideoPrompt": "prompt",
+    "load_llava_video": "families.llava_video",
+    "question_ids": "families.llava_video",
+    "read_llava_video": "families.llava_video_frames",
     "read_video": "video",
 }
 

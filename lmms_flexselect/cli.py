@@ -10,16 +10,17 @@ from pathlib import Path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.needle import CHECKPOINTS
 
-PLACES = ("tasks", "run_configs", "needle")
+PLACES = ("tasks", "run_configs", *(f"needle/{folder.name}" for folder in sorted(CHECKPOINTS.iterdir())))
 
 
 def installed_path(place: str) -> Path:
     """Folder of the installed tasks, run configurations or needle checkpoints.
 
-    ``tasks`` goes to ``lmms-eval --include_path``; ``needle`` is the tiny trained Qwen2.5-VL that the demo runs.
+    ``tasks`` goes to ``lmms-eval --include_path``; ``needle/qwen2_5_vl`` and the like are the tiny trained models that
+    the demo runs.
     """
-    if place == "needle":
-        return CHECKPOINTS / "qwen2_5_vl"
+    if place.startswith("needle/"):
+        return CHECKPOINTS / place.removeprefix("needle/")
     spec = find_spec(f"lmms_flexselect.{place}")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"lmms_flexselect.{place} is not installed")
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="lmms-flexselect", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    path = commands.add_parser("path", help="print where tasks, run configs or the needle model are installed")
+    path = commands.add_parser("path", help="print where tasks, run configs or a needle model are installed")
     path.add_argument("place", choices=PLACES)
     demo = commands.add_parser("demo", help="run the needle benchmark through lmms-eval: a table and two pictures")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for results and pictures")

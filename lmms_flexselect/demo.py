@@ -8,26 +8,32 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 
-SELECTORS = ("none", "random", "uniform", "reference")
 TASK_PREFIX = "flexselect_needle_"
+# Name, and how many frames it reads of a temporal unit, which is one second and two frames of video.
+MODELS = {"qwen2_5_vl_flexselect": ("Qwen2.5-VL", 2), "llava_vid_flexselect": ("LLaVA-Video", 1)}
 
 
 @dataclass
 class Measured:
-    """One selector at one video length.
+    """One model with one selector at one video length.
 
     Attributes
     ----------
+    model
+        As on lmms-eval's command line.
     selector
         Of the run.
     units
-        Length of the videos in temporal units.
+        Length of the videos in temporal units: seconds.
     accuracy
         0..1.
     questions
@@ -40,6 +46,7 @@ class Measured:
         Peak memory in GiB.
     """
 
+    model: str
     selector: str
     units: int
     accuracy: float
@@ -48,6 +55,11 @@ class Measured:
     tokens_kept: float
     first_token: float
     memory: float
+
+    @property
+    def frames(self) -> int:
+        """How many frames the model reads."""
+        return MODELS[self.model][1] * self.units
 
 
 def run(output: Path, config: Path | None = None) -> list[Measured]:
@@ -60,6 +72,7 @@ def run(output: Path, config: Path | None = None) -> list[Measured]:
     """
     output.mkdir(parents=True, exist_ok=True)
     config = config or installed_path("run_configs") / "demo.yaml"
+    runs = yaml.safe_load(config.read_text())
     tasks = installed_path("tasks")
     command = [sys.executable, "-m", "lmms_eval", "--config", str(config), "--include_path", str(tasks)]
     log = output / "lmms_eval.log"
@@ -69,17 +82,17 @@ def run(output: Path, config: Path | None = None) -> list[Measured]:
         process = subprocess.Popen(command, cwd=output, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         announced = -1
         while process.poll() is None:
-            done = sum(bool(_results(output / "results" / name, started)) for name in SELECTORS)
+            done = sum(bool(_results(output / each["output_path"], started)) for each in runs)
             if done != announced:
-                print(f"{time.time() - started:4.0f} s: {done} of {len(SELECTORS)} runs done", flush=True)
+                print(f"{time.time() - started:4.0f} s: {done} of {len(runs)} runs done", flush=True)
                 announced = done
             time.sleep(0.5)
     measured: list[Measured] = []
-    for selector in SELECTORS:
-        found = _results(output / "results" / selector, started)
+    for each in runs:
+        found = _results(output / each["output_path"], started)
         if not found:
-            raise FlexSelectError(f"the run with selector={selector} wrote no results; see {log}")
-        measured += read_results(selector, json.loads(found[-1].read_text()))
+            raise FlexSelectError(f"{each['model']} with {each['model_args']} wrote no results; see {log}")
+        measured += read_results(each["model"], json.loads(found[-1].read_text()))
     return measured
 
 
@@ -87,16 +100,17 @@ def _results(folder: Path, since: float) -> list[Path]:
     return sorted(path for path in folder.rglob("*_results.json") if path.stat().st_mtime >= since)
 
 
-def read_results(selector: str, results: dict[str, Any]) -> list[Measured]:
+def read_results(model: str, results: dict[str, Any]) -> list[Measured]:
     """What one lmms-eval results file says about each needle task."""
-    block = results["config"]["resolved_cli_args"]["flexselect"]["by_task"]
+    block = results["config"]["resolved_cli_args"]["flexselect"]
     measured = []
     for task, values in results["results"].items():
-        if task in block:
-            own = block[task]
+        if task in block["by_task"]:
+            own = block["by_task"][task]
             measured.append(
                 Measured(
-                    selector,
+                    model,
+                    block["options"]["selector"],
                     int(task.removeprefix(TASK_PREFIX)),
                     float(values["needle_acc,none"]),
                     int(own["samples"]),
@@ -110,16 +124,17 @@ def read_results(selector: str, results: dict[str, Any]) -> list[Measured]:
 
 
 def table(measured: list[Measured]) -> str:
-    """The measurements as text, one line for each selector and length."""
+    """The measurements as text: a block for each model and length, a line for each selector."""
     lines = [
-        "frames  selector   accuracy  visual tokens  first token  peak memory",
-        "-" * 68,
+        "model        frames  selector   accuracy  visual tokens  first token  peak memory",
+        "-" * 81,
     ]
-    for units in sorted({m.units for m in measured}):
-        for m in (m for m in measured if m.units == units):
+    ordered = sorted(measured, key=lambda m: (list(MODELS).index(m.model), m.units))  # selectors keep their order
+    for (model, _), block in groupby(ordered, key=lambda m: (m.model, m.units)):
+        for m in block:
             tokens = f"{m.tokens_in:.0f} → {m.tokens_kept:.0f}"
             lines.append(
-                f"{2 * units:>6}  {m.selector:<9}  {m.accuracy:>8.1%}  {tokens:>13}  "
+                f"{MODELS[model][0]:<11}  {m.frames:>6}  {m.selector:<9}  {m.accuracy:>8.1%}  {tokens:>13}  "
                 f"{m.first_token * 1000:>8.0f} ms  {m.memory:>7.2f} GiB"
             )
         lines.append("")
@@ -130,7 +145,8 @@ def main(output: Path) -> int:
     """Run, print the table, write ``table.txt`` and the two pictures; returns the exit status."""
     from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
 
-    print(f"asking the tiny Qwen2.5-VL through lmms-eval, with {len(SELECTORS)} selectors; log: {output}/lmms_eval.log")
+    names = " and ".join(f"a tiny {name}" for name, _ in MODELS.values())
+    print(f"asking {names} through lmms-eval; log: {output}/lmms_eval.log")
     measured = run(output)
     text = table(measured)
     print(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class FlexSelectError(ValueError):
     """Something the user can mend: an option, a checkpoint, a video."""
@@ -13,3 +15,13 @@ class OptionError(FlexSelectError):
 
 class VideoError(FlexSelectError):
     """A video that cannot be read as asked; the message begins with its path."""
+
+
+# decord's messages begin with the time of day and a line of its source.
+_DECORD_PREFIX = re.compile(r"^\[\d+:\d+:\d+\] \S+:\d+: ")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _DECORD_PREFIX.sub("", lines[0]) if lines else type(error).__name__

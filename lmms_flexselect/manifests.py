@@ -22,4 +22,8 @@ def manifests() -> list[ModelManifest]:
             simple_class_path="lmms_flexselect.models.qwen2_5_vl.Qwen2_5_VLFlexSelectSimple",
             chat_class_path="lmms_flexselect.models.qwen2_5_vl.Qwen2_5_VLFlexSelect",
         ),
+        ModelManifest(
+            model_id="llava_vid_flexselect",
+            simple_class_path="lmms_flexselect.models.llava_vid.LlavaVidFlexSelect",
+        ),
     ]

@@ -21,6 +21,8 @@ CHOICES = {
     "rope": ROPE_RULES,
     "dtype": ("bfloat16", "float16", "float32"),
 }
+# Options that say nothing to other families, and are refused there.
+_OF_ONE_FAMILY = {"rope": "qwen2_5_vl", "seconds_per_unit": "qwen2_5_vl"}
 
 
 @dataclass
@@ -77,8 +79,7 @@ class FlexSelectOptions:
         if self.selector == "lite":
             raise OptionError("selector=lite: not in this release; the selectors are " + ", ".join(SELECTORS))
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise OptionError(f"{name}={getattr(self, name)}: must be one of {', '.join(allowed)}")
+            check_choice(name, getattr(self, name), allowed)
         if self.selector_path is not None:
             raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
         for name, least in (("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)):
@@ -104,6 +105,11 @@ class FlexSelectOptions:
     def names(cls) -> set[str]:
         """The model arguments that are ours."""
         return {f.name for f in fields(cls)}
+
+    @classmethod
+    def names_for(cls, family: str) -> set[str]:
+        """The model arguments that are ours and mean something for a family, by upstream's name of it."""
+        return {name for name in cls.names() if _OF_ONE_FAMILY.get(name, family) == family}
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> FlexSelectOptions:
@@ -151,6 +157,12 @@ def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise OptionError(f"unknown model argument {name}: {hint}known are {', '.join(known)}")
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise `OptionError` unless `value` is among the allowed words."""
+    if value not in (allowed := tuple(allowed)):
+        raise OptionError(f"{name}={value}: must be one of {', '.join(allowed)}")
 
 
 def whole_number(name: str, value: Any, at_least: int) -> int:

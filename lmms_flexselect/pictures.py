@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from lmms_flexselect.demo import MODELS, Measured
 from lmms_flexselect.dump import read_selection
-
-if TYPE_CHECKING:
-    from lmms_flexselect.demo import Measured
 
 _COLOURS = {"none": "#7f7f7f", "random": "#e377c2", "uniform": "#1f77b4", "reference": "#d62728", "lite": "#2ca02c"}
 _LABELS = {
@@ -30,11 +28,26 @@ _DIMMED = 0.28
 
 
 def accuracy_over_length(measured: list[Measured], path: Path) -> None:
-    """One line a selector over the number of frames, with the standard error of each point shaded; written as PNG."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    """A panel for each model, a line for each selector, standard errors shaded; written as PNG."""
+    models = list(dict.fromkeys(m.model for m in measured))
+    figure, panels = plt.subplots(
+        1, len(models), figsize=(1.2 + 5.4 * len(models), 4.6), layout="constrained", sharey=True, squeeze=False
+    )
+    for model, axes in zip(models, panels[0], strict=True):
+        of_model = [m for m in measured if m.model == model]
+        _accuracy_panel(axes, of_model)
+        budget = round(min(m.tokens_kept for m in of_model))
+        axes.set_title(f"{MODELS[model][0]}: answers from {budget} visual tokens", loc="left", fontsize=11)
+    panels[0][0].set(ylim=(0, 1.04), ylabel="needle questions answered")
+    panels[0][0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.14))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _accuracy_panel(axes: Axes, measured: list[Measured]) -> None:
     for selector in dict.fromkeys(m.selector for m in measured):
         own = sorted((m for m in measured if m.selector == selector), key=lambda m: m.units)
-        frames = np.array([2 * m.units for m in own])
+        frames = np.array([m.frames for m in own])
         accuracy = np.array([m.accuracy for m in own])
         error = np.sqrt(accuracy * (1 - accuracy) / np.array([m.questions for m in own]))
         colour, layer = _COLOURS[selector], 3 if selector == "reference" else 2
@@ -46,13 +59,8 @@ def accuracy_over_length(measured: list[Measured], path: Path) -> None:
     axes.set_xticks(frames, [str(f) for f in frames])
     axes.axhline(1 / 8, color="black", lw=0.8, ls=":")
     axes.annotate("guessing", (frames[0], 1 / 8), textcoords="offset points", xytext=(0, 4), fontsize=8)
-    axes.set(ylim=(0, 1.04), xlabel="frames in the video", ylabel="needle questions answered")
-    budget = round(min(m.tokens_kept for m in measured))
-    axes.set_title(f"Answers from {budget} visual tokens, whatever the length of the video", loc="left", fontsize=11)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.14))
+    axes.set_xlabel("frames read")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def kept_tokens(selection: Path, path: Path, columns: int = 16) -> None:

@@ -20,15 +20,28 @@ _QWEN2_5_VL: dict[str, Any] = {
     "min_pixels": 128 * 28 * 28,
 }
 
-_BY_NAME: dict[str, dict[str, Any]] = {
-    r"qwen2\.5-vl-(3b|7b|32b|72b)": _QWEN2_5_VL,
+# 512 frames of 210 tokens, of which 32 frames' worth are kept; upstream would read 20 frames, pooled to 182.
+_LLAVA_VIDEO: dict[str, Any] = {"max_frames_num": 512, "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+
+_BY_NAME: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_5_vl": (r"qwen2\.5-vl-(3b|7b|32b|72b)", _QWEN2_5_VL),
+    "llava_vid": (r"llava-video-(7b|72b)", _LLAVA_VIDEO),
 }
 
+# Whatever the checkpoint's name: the paper's budget, and the one chat template that fits (upstream's is Vicuna's).
+_BY_FAMILY: dict[str, dict[str, Any]] = {"llava_vid": {"token_budget": 32 * 210, "conv_template": "qwen_1_5"}}
+
 # Reference layers the paper measured, by the decoder's depth: 7B/8B and 72B.
-_MEASURED_LAYER: dict[tuple[str, int], int] = {("qwen2_5_vl", 28): 20, ("qwen2_5_vl", 80): 60}
+_MEASURED_LAYER: dict[tuple[str, int], int] = {
+    ("qwen2_5_vl", 28): 20,
+    ("qwen2_5_vl", 80): 60,
+    ("llava_vid", 28): 19,
+    ("llava_vid", 80): 60,
+}
 
 # For any other depth the same fraction as in the 7B model. Not measured: a start for a recall@K analysis.
-_RELATIVE_DEPTH = 20 / 28
+_RELATIVE_DEPTH = {"llava_vid": 19 / 28}
+_RELATIVE_DEPTH_ELSEWHERE = 20 / 28
 
 
 def reference_layer(family: str, num_layers: int) -> tuple[int, bool]:
@@ -36,7 +49,8 @@ def reference_layer(family: str, num_layers: int) -> tuple[int, bool]:
     measured = _MEASURED_LAYER.get((family, num_layers))
     if measured is not None:
         return measured, True
-    return min(round(num_layers * _RELATIVE_DEPTH), num_layers - 1), False
+    depth = _RELATIVE_DEPTH.get(family, _RELATIVE_DEPTH_ELSEWHERE)
+    return min(round(num_layers * depth), num_layers - 1), False
 
 
 def preset(family: str, pretrained: str, own: Mapping[str, Any] | None, num_layers: int) -> dict[str, Any]:
@@ -45,7 +59,7 @@ def preset(family: str, pretrained: str, own: Mapping[str, Any] | None, num_laye
     Parameters
     ----------
     family
-        ``"qwen2_5_vl"``, …
+        ``"qwen2_5_vl"`` or ``"llava_vid"``: upstream's name of it.
     pretrained
         Hub name or folder, as given.
     own
@@ -53,8 +67,11 @@ def preset(family: str, pretrained: str, own: Mapping[str, Any] | None, num_laye
     num_layers
         Depth of its decoder.
     """
-    filled: dict[str, Any] = {"reference_layer": reference_layer(family, num_layers)[0]}
-    for pattern, values in _BY_NAME.items():
-        if re.search(pattern, pretrained, re.IGNORECASE):
-            filled |= values
+    filled: dict[str, Any] = {
+        "reference_layer": reference_layer(family, num_layers)[0],
+        **_BY_FAMILY.get(family, {}),
+    }
+    pattern, values = _BY_NAME[family]
+    if re.search(pattern, pretrained, re.IGNORECASE):
+        filled |= values
     return filled | dict(own or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,9 @@ class VideoPrompt:
         The family's rule for a *scoring* prompt: given a ``(tokens,)`` bool mask, the ``(axes, kept)`` position ids
         as if the prompt consisted of those tokens alone. None once tokens have been dropped: a shortened prompt
         no longer holds whole frames, so there is nothing to score.
+    closes_up
+        Whether the tokens that selection keeps are renumbered ``0 .. kept-1`` (one axis), as the reference does for
+        LLaVA-Video and InternVL; else they stay at the positions they had.
     """
 
     input_ids: Tensor
@@ -42,6 +46,7 @@ class VideoPrompt:
     frame: Tensor
     grids: list[tuple[int, int, int]]
     compact_positions: Callable[[Tensor], Tensor] | None
+    closes_up: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -63,15 +68,21 @@ class VideoPrompt:
         return behind.nonzero().squeeze(-1)
 
     def keep(self, mask: Tensor) -> VideoPrompt:
-        """The prompt without the tokens where `mask` is false; those that stay keep their positions."""
+        """The prompt without the tokens where `mask` is false."""
         columns = mask.nonzero().squeeze(-1)
-
+        positions = self.position_ids[:, : len(columns)] if self.closes_up else self.position_ids[:, columns]
         return replace(
             self,
             input_ids=self.input_ids[columns],
             inputs_embeds=self.inputs_embeds[columns.to(self.inputs_embeds.device)],
-            position_ids=self.position_ids[:, columns],
+            position_ids=positions,
             video=self.video[columns],
             frame=self.frame[columns],
             compact_positions=None,
         )
+
+
+def left_padded(rows: list[Tensor]) -> Tensor:
+    """Rows ``(tokens, …)`` of a batch, with zeros in front of the shorter ones: ``(batch, longest, …)``."""
+    longest = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row.new_zeros((longest - len(row), *row.shape[1:])), row]) for row in rows])

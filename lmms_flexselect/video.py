@@ -1,18 +1,10 @@
-"""Reading a video file: which frames, and those frames resized; every failure names the file.
-
-The sampling and resizing rules are qwen-vl-utils'; the reading is here because its reader answers a decoding error by
-trying another decoder, whose own failure then hides the first.
-"""
+"""Reading a video for Qwen2.5-VL: which frames, and those frames resized, by qwen-vl-utils' rules."""
 
 from __future__ import annotations
 
-import os
-import re
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from qwen_vl_utils.vision_process import (
@@ -28,9 +20,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from lmms_flexselect.errors import VideoError
+from lmms_flexselect.errors import VideoError, first_line
+from lmms_flexselect.video_file import VideoFile, open_video
 
-_TOLERATED_LOSS = 0.05  # headers round, and sound may go on after the picture; half a second is tolerated too
 _FRAMES_AT_ONCE = 64  # resized together; bounds memory, changes nothing
 
 
@@ -105,12 +97,13 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
     VideoError
         If the file is missing, empty, not a video, ends too early, or has fewer than two frames.
     """
-    path = str(element["video"]).removeprefix("file://")
-    frames, metadata, sampled = _decode(path, element, sampling)
+    video = open_video(str(element["video"]).removeprefix("file://"))
+    indices, metadata, sampled = _sample(video, element, sampling)
+    frames = video.read(indices).permute(0, 3, 1, 2)
     try:
         height, width = _target_size(element, sampled, frames.shape[-2:], patch * 2)
     except (ValueError, AssertionError) as error:
-        raise VideoError(f"{path}: {_first_line(error)}") from None
+        raise VideoError(f"{video.path}: {first_line(error)}") from None
     resized = [
         resize(part, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
         for part in frames.split(_FRAMES_AT_ONCE)
@@ -118,41 +111,19 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
     return SampledVideo(torch.cat(resized).float(), metadata)
 
 
-def file_complaint(path: str) -> str | None:
-    """What is wrong with a video file without opening it, or None."""
-    if not os.path.exists(path):
-        return "no such video file"
-    if os.path.isdir(path):
-        return "is a folder, not a video file"
-    return None if os.path.getsize(path) else "the video file is empty"
-
-
-def _decode(path: str, element: dict[str, Any], sampling: FrameSampling) -> tuple[Tensor, dict[str, Any], int]:
-    import decord
-
-    if complaint := file_complaint(path):
-        raise VideoError(f"{path}: {complaint}")
+def _sample(
+    video: VideoFile, element: dict[str, Any], sampling: FrameSampling
+) -> tuple[list[int], dict[str, Any], int]:
+    """Which frames; what transformers wants to know of them; and how many were sampled before thinning."""
     try:
-        reader = decord.VideoReader(path)
-        total, fps = len(reader), reader.get_avg_fps()
-    except Exception as error:
-        raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from None
-    if total < FRAME_FACTOR:
-        raise VideoError(f"{path}: has {total} frame(s); at least {FRAME_FACTOR} are needed")
-    _check_length(path, total, fps)
-    try:
-        first, last, span = calculate_video_frame_range(element, total, fps)
-        count = sampling.count(span, fps)
+        first, last, span = calculate_video_frame_range(element, video.frames, video.fps)
+        count = sampling.count(span, video.fps)
         sampled = torch.linspace(first, last, count).round().long().tolist()
         indices = sampling.thinned(sampled)
     except ValueError as error:
-        raise VideoError(f"{path}: {_first_line(error)}") from None
-    try:
-        frames = torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
-    except Exception as error:
-        raise VideoError(f"{path}: decoding failed, the file may be truncated ({_first_line(error)})") from None
-    metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": span, "video_backend": "decord"}
-    return frames, metadata, len(sampled)
+        raise VideoError(f"{video.path}: {first_line(error)}") from None
+    metadata = {"fps": video.fps, "frames_indices": indices, "total_num_frames": span, "video_backend": "decord"}
+    return indices, metadata, len(sampled)
 
 
 def _target_size(element: dict[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:
@@ -162,27 +133,3 @@ def _target_size(element: dict[str, Any], num_frames: int, size: torch.Size, fac
     highest = max(min(VIDEO_MAX_TOKEN_NUM * factor**2, share), int(lowest * 1.05))
     highest = min(element.get("max_pixels", highest), highest)
     return smart_resize(size[0], size[1], factor=factor, min_pixels=lowest, max_pixels=highest)
-
-
-def _check_length(path: str, total: int, fps: float) -> None:
-    """Compare what can be read with what the header promises.
-
-    Formats that need no index (Matroska, WebM, AVI) stay readable when they are cut off, as a shorter video.
-    """
-    with suppress(av.FFmpegError, IndexError), av.open(path) as container:
-        stream = container.streams.video[0]
-        promised = float(container.duration or 0) / av.time_base
-        if stream.duration and stream.time_base:
-            promised = float(stream.duration * stream.time_base)
-        frames = max(stream.frames, promised * fps)
-        if total < frames * (1 - _TOLERATED_LOSS) - fps / 2:
-            raise VideoError(f"{path}: holds {total} of {frames:.0f} frames; the file may be truncated")
-
-
-# decord's messages begin with the time of day and a line of its source.
-_DECORD_PREFIX = re.compile(r"^\[\d+:\d+:\d+\] \S+:\d+: ")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _DECORD_PREFIX.sub("", lines[0]) if lines else type(error).__name__

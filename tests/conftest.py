@@ -24,6 +24,7 @@ import torch  # noqa: E402
 
 from lmms_flexselect.needle.model import build_model, build_processor  # noqa: E402
 from tests.support import stock_tasks  # noqa: E402
+from tests.support.llava_checkpoint import write_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
@@ -49,3 +50,9 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_model(processor.tokenizer).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-Video of 0.4 M parameters with random weights and a working tokenizer, laid out as the published ones."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "random_llava_video")

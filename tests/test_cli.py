@@ -24,9 +24,12 @@ def test_path(capsys, place, holds):
     assert list(folder.glob(holds))
 
 
-def test_path_of_the_needle_model():
-    folder = installed_path("needle")
-    assert folder == Path(lmms_flexselect.__file__).parent / "needle" / "checkpoints" / "qwen2_5_vl"
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_vid"])
+def test_path_of_a_needle_model(capsys, family):
+    assert main(["path", f"needle/{family}"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == Path(lmms_flexselect.__file__).parent / "needle" / "checkpoints" / family
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_a_package_that_is_not_installed_is_named():

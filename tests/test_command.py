@@ -19,6 +19,8 @@ SELECT = (
     "max_num_frames=16,min_pixels=3136,max_pixels=9408,token_budget=24,max_frames_per_set=4,reference_layer=3,"
     "dtype=float32"
 )
+# Stock videos last 6 s: 6 frames of 6 tokens.
+LLAVA = "max_frames_num=16,token_budget=12,max_frames_per_set=4,reference_layer=3,dtype=float32"
 
 
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +34,8 @@ def results_in(folder: Path, tail: str = "") -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, random_checkpoint, stock_videos):
-    """Six runs of the command in one process, by a config file: chat and simple, selecting and not, cached and not."""
+def one_process(tmp_path_factory, random_checkpoint, llava_checkpoint, stock_videos):
+    """Runs of the command in one process, by a config file: families, chat and simple, selecting and not, cached."""
     folder = tmp_path_factory.mktemp("command")
     base = {
         "model": "qwen2_5_vl_flexselect",
@@ -56,6 +58,19 @@ def one_process(tmp_path_factory, random_checkpoint, stock_videos):
                 "output_path": str(folder / name),
             }
             for name in ("first", "cached")
+        ],
+        *[
+            {
+                **base,
+                "model": "llava_vid_flexselect",
+                "model_args": f"pretrained={llava_checkpoint},{LLAVA},{own}",
+                "output_path": str(folder / f"llava_{name}"),
+            }
+            for name, own in (
+                ("reference", f"dump_selection={folder / 'llava_dump'}"),
+                ("none", "selector=none"),
+                ("refused", "conv_template=vicuna_v1"),
+            )
         ],
     ]
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
@@ -80,6 +95,28 @@ def test_four_stock_tasks_through_the_command(one_process, stock_videos):
         assert results["throughput"]["avg_time_to_first_token_seconds"] > 0
         assert results["throughput"]["total_elapsed_time"] > 0
         assert len(list((folder / name).rglob("*_samples_*.jsonl"))) == 4
+
+
+def test_llava_video_through_the_command(one_process, stock_videos):
+    folder, done = one_process
+    for name, kept in (("reference", 12), ("none", 36)):
+        (results,) = results_in(folder / f"llava_{name}")
+        assert set(results["results"]) == set(stock_videos), done.stdout[-3000:]
+        block = results["config"]["resolved_cli_args"]["flexselect"]
+        assert block["options"]["selector"] == name
+        assert block["options"]["upstream"]["conv_template"] == "qwen_1_5"
+        assert block["overall"]["samples"] == 16
+        assert block["unreadable"] == []
+        for task in stock_videos:
+            assert block["by_task"][task]["visual_tokens_kept"] == kept
+        assert results["throughput"]["avg_time_to_first_token_seconds"] > 0
+        samples = [json.loads(line) for p in (folder / f"llava_{name}").rglob("*.jsonl") for line in p.open()]
+        assert len(samples) == 16
+        assert not any("can not load" in str(sample["filtered_resps"]) for sample in samples)
+    assert len(list((folder / "llava_dump").iterdir())) == 16
+    assert results_in(folder / "llava_refused") == []
+    (line,) = [line for line in done.stdout.splitlines() if "conv_template=vicuna_v1" in line and "ERROR" in line]
+    assert "must be one of qwen_1_5, qwen_2" in line
 
 
 def test_a_run_out_of_the_cache_says_its_options_too(one_process):
@@ -111,9 +148,13 @@ def test_a_refused_option_ends_in_one_line_and_no_results(one_process):
     assert "must be a whole number of at least 1" in lines[0]
 
 
-def test_two_processes_give_the_results_of_one(one_process, tmp_path, random_checkpoint, stock_videos):
+@pytest.mark.parametrize(("model", "alone", "kept"), [("qwen2_5_vl", "chat", 24), ("llava_vid", "llava_reference", 12)])
+def test_two_processes_give_the_results_of_one(
+    one_process, tmp_path, random_checkpoint, llava_checkpoint, model, alone, kept
+):
     """Three samples over two ranks, so that one rank is padded."""
-    arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", f"pretrained={random_checkpoint},{SELECT}"]
+    own = {"qwen2_5_vl": f"{random_checkpoint},{SELECT}", "llava_vid": f"{llava_checkpoint},{LLAVA}"}[model]
+    arguments = ["--model", f"{model}_flexselect", "--model_args", f"pretrained={own}"]
     arguments += ["--tasks", "mlvu_dev", "--limit", "3", "--output_path", str(tmp_path), "--log_samples"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
     done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
@@ -121,14 +162,14 @@ def test_two_processes_give_the_results_of_one(one_process, tmp_path, random_che
     assert done.returncode == 0, done.stderr[-3000:]
     overall = results["config"]["resolved_cli_args"]["flexselect"]["overall"]
     assert overall["samples"] == 3
-    assert overall["visual_tokens_kept"] == 24
+    assert overall["visual_tokens_kept"] == kept
 
     def answers(folder):
         (path,) = folder.rglob("*_samples_mlvu_dev.jsonl")
         samples = map(json.loads, path.read_text().splitlines())
         return {s["doc_id"]: (s["filtered_resps"], s["token_counts"]) for s in samples}
 
-    expected = answers(one_process[0] / "chat")
+    expected = answers(one_process[0] / alone)
     assert answers(tmp_path) == {doc: expected[doc] for doc in range(3)}
 
 

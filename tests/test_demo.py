@@ -21,12 +21,18 @@ def config():
     return yaml.safe_load((installed_path("run_configs") / "demo.yaml").read_text())
 
 
-def test_the_config_asks_every_selector_the_same(config):
-    assert [run["output_path"] for run in config] == [f"results/{name}" for name in demo.SELECTORS]
-    for run, selector in zip(config, demo.SELECTORS, strict=True):
+SELECTORS = ("none", "random", "uniform", "reference")
+
+
+def test_the_config_asks_every_model_and_selector_the_same(config):
+    runs = [(model, selector) for model in demo.MODELS for selector in SELECTORS]
+    assert [(run["model"], run["output_path"]) for run in config] == [
+        (model, f"results/{model.removesuffix('_flexselect')}/{selector}") for model, selector in runs
+    ]
+    for run, (_, selector) in zip(config, runs, strict=True):
         assert f"selector={selector}" in run["model_args"].split(",")
-        assert {name: run[name] for name in ("model", "tasks", "limit", "batch_size")} == {
-            name: config[0][name] for name in ("model", "tasks", "limit", "batch_size")
+        assert {name: run[name] for name in ("tasks", "limit", "batch_size")} == {
+            name: config[0][name] for name in ("tasks", "limit", "batch_size")
         }
 
 
@@ -37,15 +43,19 @@ def test_a_short_demo_through_the_command(config, tmp_path):
         run |= {"tasks": "flexselect_needle_16,flexselect_needle_128", "limit": 6}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
     measured = demo.run(tmp_path / "out", tmp_path / "short.yaml")
-    assert [(m.selector, m.units) for m in measured] == [(s, u) for s in demo.SELECTORS for u in (16, 128)]
-    long = {m.selector: m for m in measured if m.units == 128}
-    assert long["none"].tokens_kept == long["none"].tokens_in == 512
-    assert {long[name].tokens_kept for name in ("random", "uniform", "reference")} == {64}
-    assert long["reference"].accuracy >= 5 / 6
+    assert [(m.model, m.selector, m.units) for m in measured] == [
+        (model, selector, units) for model in demo.MODELS for selector in SELECTORS for units in (16, 128)
+    ]
+    for model, tokens_a_unit, frames in (("qwen2_5_vl_flexselect", 4, 256), ("llava_vid_flexselect", 6, 128)):
+        long = {m.selector: m for m in measured if m.units == 128 and m.model == model}
+        assert long["none"].tokens_kept == long["none"].tokens_in == 128 * tokens_a_unit
+        assert {long[name].tokens_kept for name in ("random", "uniform", "reference")} == {16 * tokens_a_unit}
+        assert long["reference"].accuracy >= 5 / 6
+        assert long["reference"].frames == frames
     assert all(m.questions == 6 and m.first_token > 0 and m.memory > 0 for m in measured)
 
     text = demo.table(measured)
-    assert all(name in text for name in demo.SELECTORS)
+    assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video"))
     accuracy_over_length(measured, tmp_path / "a.png")
     kept_tokens(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
     for name in ("a.png", "b.png"):
@@ -54,7 +64,8 @@ def test_a_short_demo_through_the_command(config, tmp_path):
 
 def test_a_run_without_results_is_an_error_that_names_the_log(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", shutil.which("true"))  # ends well and does nothing, as lmms-eval may
-    with pytest.raises(FlexSelectError, match=r"selector=none wrote no results; see .*lmms_eval\.log"):
+    says = r"qwen2_5_vl_flexselect with .*selector=none wrote no results; see .*lmms_eval\.log"
+    with pytest.raises(FlexSelectError, match=says):
         demo.run(tmp_path / "out")
 
 
@@ -68,7 +79,11 @@ def test_results_are_read_per_task(tmp_path: Path):
     }
     results = {
         "results": {"flexselect_needle_64": {"needle_acc,none": 0.5}, "flexselect_needle": {"alias": "group"}},
-        "config": {"resolved_cli_args": {"flexselect": {"by_task": {"flexselect_needle_64": values}}}},
+        "config": {
+            "resolved_cli_args": {
+                "flexselect": {"options": {"selector": "uniform"}, "by_task": {"flexselect_needle_64": values}}
+            }
+        },
     }
-    (measured,) = demo.read_results("uniform", json.loads(json.dumps(results)))
-    assert measured == demo.Measured("uniform", 64, 0.5, 4, 64.0, 8.0, 0.5, 1.25)
+    (measured,) = demo.read_results("llava_vid_flexselect", json.loads(json.dumps(results)))
+    assert measured == demo.Measured("llava_vid_flexselect", "uniform", 64, 0.5, 4, 64.0, 8.0, 0.5, 1.25)

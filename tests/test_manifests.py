@@ -12,7 +12,8 @@ import pytest
 import lmms_flexselect
 from lmms_flexselect.manifests import manifests
 
-NAME = "qwen2_5_vl_flexselect"
+QWEN = "qwen2_5_vl_flexselect"
+LLAVA = "llava_vid_flexselect"
 
 
 def in_a_fresh_interpreter(code):
@@ -36,20 +37,34 @@ def test_importing_the_manifests_loads_nothing_heavy():
 def test_the_entry_point_is_the_manifests():
     (ours,) = [e for e in entry_points(group="lmms_eval.models") if e.value.startswith("lmms_flexselect")]
     assert ours.load() is manifests
-    assert [manifest.model_id for manifest in manifests()] == [NAME]
+    assert [manifest.model_id for manifest in manifests()] == [QWEN, LLAVA]
 
 
 @pytest.mark.parametrize("force_simple", [False, True])
-def test_lmms_evals_registry_finds_both_classes(force_simple):
+def test_lmms_evals_registry_finds_both_classes_of_qwen(force_simple):
     """Through lmms-eval's own start-up: what ``--model`` resolves to, and that it is a class it accepts."""
     from lmms_eval.models import MODEL_REGISTRY_V2
 
-    resolved = MODEL_REGISTRY_V2.resolve(NAME, force_simple=force_simple)
+    resolved = MODEL_REGISTRY_V2.resolve(QWEN, force_simple=force_simple)
     assert resolved.class_path.startswith("lmms_flexselect.models.qwen2_5_vl.")
     assert resolved.class_name == ("Qwen2_5_VLFlexSelectSimple" if force_simple else "Qwen2_5_VLFlexSelect")
-    model_class = MODEL_REGISTRY_V2.get_model_class(NAME, force_simple=force_simple)
+    model_class = MODEL_REGISTRY_V2.get_model_class(QWEN, force_simple=force_simple)
     assert model_class.__name__ == resolved.class_name
     assert model_class.is_simple is force_simple
+
+
+@pytest.mark.parametrize("force_simple", [False, True])
+def test_lmms_evals_registry_finds_the_one_class_of_llava(force_simple):
+    """Upstream has no chat class of it."""
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    resolved = MODEL_REGISTRY_V2.resolve(LLAVA, force_simple=force_simple)
+    assert resolved.class_path == "lmms_flexselect.models.llava_vid.LlavaVidFlexSelect"
+    model_class = MODEL_REGISTRY_V2.get_model_class(LLAVA, force_simple=force_simple)
+    assert model_class.__name__ == resolved.class_name == "LlavaVidFlexSelect"
+    assert model_class.is_simple
+    # Stock models keep their names.
+    assert MODEL_REGISTRY_V2.resolve("llava_vid").class_path.startswith("lmms_eval.")
 
 
 def test_the_packages_names_are_loaded_on_first_use():

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from lmms_flexselect.needle.benchmark import documents
 from lmms_flexselect.options import FlexSelectOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_python_example_finds_the_needle(capsys):
-    (example,) = re.findall(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
-    exec(example, {})
+@pytest.mark.parametrize(("number", "kept"), enumerate(["kept 64 of 256 tokens", "kept 96 of 384 tokens"]))
+def test_the_python_examples_find_the_needle(capsys, number, kept):
+    examples = re.findall(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    exec(examples[number], {})
     printed = capsys.readouterr().out
-    assert "kept 64 of 256 tokens" in printed
+    assert kept in printed
     assert printed.split()[-1] == documents(units=64, videos=1)[0]["shape"]
 
 

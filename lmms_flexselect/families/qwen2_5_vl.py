@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
-from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.prompt import VideoPrompt, left_padded
 from lmms_flexselect.selectors import ReferenceLayer
 
 _SCORING_SECONDS_PER_UNIT = 1.0  # whatever the real sampling (algorithm.md, section 2)
@@ -32,11 +32,14 @@ class Qwen2_5_VL:
     seconds_per_unit
         Seconds between temporal units (pairs of frames); None takes ``second_per_grid_ts`` from the processor's
         inputs, that is, the real sampling. The paper's runs are 1.0.
+    round_budget
+        The reference rounds this family's budget up to whole frames (see `FlexSelect`).
     """
 
     model: Any
     rope: str = "published"
     seconds_per_unit: float | None = None
+    round_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rope not in ROPE_RULES:
@@ -116,22 +119,12 @@ class Qwen2_5_VL:
         list of Tensor
             New token ids of each prompt, ``(new,)`` int64, the prompt not included; shorter answers are padded.
         """
-        longest = max(len(p) for p in prompts)
-
-        def left_padded(tensors: list[Tensor], dim: int) -> Tensor:
-            def pad(t: Tensor) -> Tensor:
-                shape = list(t.shape)
-                shape[dim] = longest - shape[dim]
-                return torch.cat([t.new_zeros(shape), t], dim)
-
-            return torch.stack([pad(t) for t in tensors])
-
-        ids = left_padded([p.input_ids for p in prompts], 0)
+        ids = left_padded([p.input_ids for p in prompts])
         output = self.model.generate(
             input_ids=ids,  # read by logits processors (repetition penalty) only
-            inputs_embeds=left_padded([p.inputs_embeds for p in prompts], 0),
-            position_ids=left_padded([p.position_ids for p in prompts], 1).transpose(0, 1),
-            attention_mask=left_padded([torch.ones_like(p.input_ids) for p in prompts], 0),
+            inputs_embeds=left_padded([p.inputs_embeds for p in prompts]),
+            position_ids=left_padded([p.position_ids.T for p in prompts]).permute(2, 0, 1),
+            attention_mask=left_padded([torch.ones_like(p.input_ids) for p in prompts]),
             **generate_kwargs,
         )
         return list(output[:, ids.shape[1] :])

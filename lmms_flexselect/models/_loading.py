@@ -1,38 +1,16 @@
-"""Loading a checkpoint through an upstream constructor: our dtype, and no weight missing."""
+"""What upstream's constructors are given in place of what they load with."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig
 
-from lmms_flexselect.errors import OptionError
-
-
-def checkpoint_config(pretrained: str, model_type: str) -> Any:
-    """The configuration of a checkpoint, read before any weights are.
-
-    Raises
-    ------
-    OptionError
-        If there is none, or it is another family's.
-    """
-    try:
-        config = AutoConfig.from_pretrained(pretrained)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({reason})") from None
-    if config.model_type != model_type:
-        raise OptionError(
-            f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {model_type}"
-        )
-    return config
+from lmms_flexselect.loading import load_whole
 
 
 class StrictLoader:
-    """A model class as upstream's constructors use it, which refuses a checkpoint that is not whole.
+    """A model class as upstream's constructors use it, which takes our dtype and refuses a checkpoint with gaps.
 
     Parameters
     ----------
@@ -47,33 +25,20 @@ class StrictLoader:
         self._dtype = getattr(torch, dtype)
 
     def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
-        """Load with our dtype; transformers itself would fill gaps with random numbers and a warning.
-
-        Raises
-        ------
-        OptionError
-            If a weight is missing or misshapen, or the files cannot be read; the message names one.
-        """
-        try:
-            model, info = self._model_class.from_pretrained(
-                pretrained, dtype=self._dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        except (OSError, SafetensorError) as error:
-            raise OptionError(f"pretrained={pretrained}: {str(error).splitlines()[0]}") from None
-        wrong_shape = [key[0] for key in info["mismatched_keys"]]
-        for problem, names in (("missing", info["missing_keys"]), ("of another shape", wrong_shape)):
-            if names:
-                first = min(names)
-                raise OptionError(f"pretrained={pretrained}: {len(names)} weight(s) {problem}, among them {first}")
-        return model
+        """See `load_whole`; `torch_dtype`, upstream's, is not looked at."""
+        return load_whole(self._model_class, pretrained, self._dtype, **kwargs)
 
 
 class OneProcess:
-    """The part of `Accelerator` that upstream's constructors read when there is one process."""
+    """The part of `Accelerator` that upstream's constructors and loops read when there is one process."""
 
     num_processes = 1
     local_process_index = 0
     process_index = 0
+    is_main_process = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Takes what `Accelerator` takes."""
 
     @staticmethod
     def unwrap_model(model: Any) -> Any:

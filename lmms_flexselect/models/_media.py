@@ -1,4 +1,4 @@
-"""The processor that upstream's loops talk to: upstream's own, with the reading of videos taken over.
+"""The processor that upstream's Qwen loops talk to: upstream's own, with the reading of videos taken over.
 
 An upstream loop renders its chat messages, lets qwen-vl-utils fetch what they point to, and calls the processor on
 both. Here rendering also fetches, and takes the media out of the messages, so that upstream finds nothing left to
@@ -9,36 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 
 from lmms_flexselect.errors import VideoError
+from lmms_flexselect.models._records import PreparedRow
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video
-
-
-@dataclass
-class PreparedRow:
-    """What was read for one prompt of a batch.
-
-    Attributes
-    ----------
-    text
-        The last message's, without its media.
-    videos
-        Path and metadata of each video (``frames_indices``, ``fps``, …).
-    seconds
-        Spent on decoding and resizing.
-    error
-        Why a video could not be read; the prompt then has no media and its answer is empty.
-    """
-
-    text: str = ""
-    videos: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    error: str | None = None
 
 
 class MediaProcessor:

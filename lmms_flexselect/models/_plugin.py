@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -15,33 +16,31 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.models._loading import OneProcess, StrictLoader, checkpoint_config
-from lmms_flexselect.models._media import MediaProcessor
+from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._preflight import check_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
 from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import command_line, replaced, use_upstream_prompts
+from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
+from lmms_flexselect.video_file import file_complaint
 
 
 class FlexSelectPlugin(lmms):
     """Mixed in before an upstream wrapper; everything family-neutral lives here once.
 
-    The upstream loop stays in charge. It is handed a processor that reads the videos (`MediaProcessor`), a model that
+    The upstream loop stays in charge. It is handed something that reads the videos (a family's own), a model that
     selects before it generates (`SelectingModel`), and a `task_dict` that tells which document is being read
     (`DocumentLog`).
     """
 
-    processor: Any
     upstream_name: ClassVar[str]
     _upstream_module: ClassVar[ModuleType]
-    _upstream_loads: ClassVar[str]
-    _model_type: ClassVar[str]
+    _device_map_on_cpu: ClassVar[str] = "cpu"
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -51,33 +50,50 @@ class FlexSelectPlugin(lmms):
         except FlexSelectError as error:
             _stop(error)
         self.task_dict = DocumentLog()
-        self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
         family = self._family(super().model)
         flexselect = FlexSelect(
             self._selector(family),
             self.options.token_budget,
             self.options.max_frames_per_set,
             self.options.budget_remainder,
+            family.round_budget,
         )
-        self._selecting: SelectingModel | None = SelectingModel(
-            family, flexselect, self.options, self.processor, self.task_dict
-        )
+        self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
         self._resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
         logger.info(f"FlexSelect options: {self._resolved}")
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
     def _family(self, model: Any) -> Any:
+        """How the loaded model is read."""
         raise NotImplementedError
 
-    def _sampling(self) -> Any:
+    def _selecting_model(self, *arguments: Any) -> SelectingModel:
+        """What upstream's loop talks to; `arguments` are `SelectingModel`'s."""
         raise NotImplementedError
 
-    def _pass_metadata(self) -> bool:
-        return True
+    def _config(self, pretrained: str) -> Any:
+        """The checkpoint's configuration, read before any weights are."""
+        raise NotImplementedError
 
-    def _check_frames(self, upstream_args: dict[str, Any]) -> None:
-        """Raise `OptionError` for a sampling that cannot work with the options."""
+    def _loaders(self) -> dict[str, Any]:
+        """What upstream's constructor loads with, by the names it looks up in its module."""
+        raise NotImplementedError
+
+    def _trained_with(self, config: Any) -> dict[str, Any]:
+        """Upstream arguments that the checkpoint's configuration tells, and upstream does not read there."""
+        return {}
+
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        """Raise `OptionError` for upstream arguments that cannot work."""
+
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        """The requests as upstream's loop gets them."""
+        return requests
+
+    def _file_complaint(self, path: str) -> str | None:
+        """What is wrong with a video, seen from outside."""
+        return file_complaint(path)
 
     # Construction -------------------------------------------------------------------------------------------------
 
@@ -87,37 +103,38 @@ class FlexSelectPlugin(lmms):
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
-        check_names(given, {*FlexSelectOptions.names(), *accepted})
+        known = {*FlexSelectOptions.names_for(self.upstream_name), *accepted}
+        check_names(given, known)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = given.get("pretrained", signature["pretrained"].default)
         if pretrained == "needle" and not os.path.exists(pretrained):
-            pretrained = str(installed_path("needle"))
-        config = checkpoint_config(pretrained, self._model_type)
+            pretrained = str(CHECKPOINTS / self.upstream_name)
+        config = self._config(str(pretrained))
         num_layers = config.get_text_config().num_hidden_layers
-        fill = preset(self._model_type, str(pretrained), getattr(config, "flexselect", None), num_layers)
-        check_names(fill, {*FlexSelectOptions.names(), *accepted})
+        own = getattr(config, "flexselect", None)
+        fill = self._trained_with(config) | preset(self.upstream_name, str(pretrained), own, num_layers)
+        check_names(fill, known)
         self.options = FlexSelectOptions.resolve(given, fill)
         self.options.check_model(num_layers)
         merged = {**fill, **given, "pretrained": pretrained}
         upstream_args = {name: value for name, value in merged.items() if name in accepted}
         if not torch.cuda.is_available():
             upstream_args["device"] = upstream_args.get("device") or "cpu"
-        if str(upstream_args.get("device") or "").startswith("cpu"):
-            upstream_args["device_map"] = "cpu"
-        self._check_frames({**{n: signature[n].default for n in accepted}, **upstream_args})
+        if _on_cpu(upstream_args):
+            upstream_args["device_map"] = self._device_map_on_cpu
+        self._check_upstream({**{n: signature[n].default for n in accepted}, **upstream_args})
         return upstream_args
 
     def _load(self, upstream_args: dict[str, Any]) -> None:
         """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
-        module, name = self._upstream_module, self._upstream_loads
-        replacements: dict[str, Any] = {name: StrictLoader(getattr(module, name), self.options.dtype)}
+        replacements = self._loaders()
         accelerator = None
-        if upstream_args.get("device_map") == "cpu":
+        if _on_cpu(upstream_args):
             # Upstream takes every process of several for a GPU's; on CPUs it is shown one, and told the truth after.
             accelerator = Accelerator()
             replacements["Accelerator"] = OneProcess
-        with replaced(module, **replacements):
+        with replaced(self._upstream_module, **replacements):
             super().__init__(**upstream_args)
         if accelerator is not None:
             self.accelerator = accelerator
@@ -140,17 +157,21 @@ class FlexSelectPlugin(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
-        try:
-            if self.options.strict:
-                check_videos(requests, self.task_dict)
-                self.task_dict.last(0)  # nobody's turn yet
-            answers = super().generate_until(requests)
-        except FlexSelectError as error:
-            _stop(error)
+        answers = self._run(requests, super().generate_until)
         assert self._selecting is not None
         counted = {record.key: record for record in self._selecting.records}
         documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in requests)]
         return [self._with_counts(a, counted.get(d)) for a, d in zip(answers, documents, strict=True)]
+
+    def _run(self, requests: list[Any], loop: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """One of upstream's loops, after a look at its videos; an error of ours ends the run."""
+        try:
+            if self.options.strict:
+                check_videos(requests, self.task_dict, self._file_complaint)
+                self.task_dict.last(0)  # nobody's turn yet
+            return loop(self._prepared(requests))
+        except FlexSelectError as error:
+            _stop(error)
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
@@ -176,7 +197,11 @@ class FlexSelectPlugin(lmms):
         return GenerationResult(text, TokenCounts(record.input_tokens, record.output_tokens))
 
 
-def _stop(error: FlexSelectError) -> None:
+def _on_cpu(upstream_args: dict[str, Any]) -> bool:
+    return str(upstream_args.get("device") or "").startswith("cpu")
+
+
+def _stop(error: FlexSelectError) -> NoReturn:
     """Raise; in a run of several processes end this one, so that the launcher ends the others.
 
     lmms-eval catches exceptions and exits with 0. Alone, that leaves no results file and the message as its last

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.video import file_complaint
+from lmms_flexselect.video_file import file_complaint
 
 
-def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
+def check_videos(
+    requests: list[Any], task_dict: dict[str, Any], complaint_of: Callable[[str], str | None] = file_complaint
+) -> None:
     """Raise unless every video that the requests will ask for is there and not empty.
 
     Files are not opened: whether they decode shows when it is their turn. A task whose first document has no video is
@@ -21,6 +23,8 @@ def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
         As `generate_until` gets them, of simple or of chat models.
     task_dict
         Data sets by task and split.
+    complaint_of
+        What is wrong with a path, or None.
 
     Raises
     ------
@@ -36,7 +40,7 @@ def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
         paths = list(_video_paths(request, task_dict[task][split][doc_id]))
         if not paths:
             without_video.add(task)
-        seen |= {path: file_complaint(path) for path in paths if path not in seen}
+        seen |= {path: complaint_of(path) for path in paths if path not in seen}
     bad = {path: complaint for path, complaint in seen.items() if complaint}
     if bad:
         first, complaint = next(iter(bad.items()))
@@ -45,9 +49,9 @@ def check_videos(requests: list[Any], task_dict: dict[str, Any]) -> None:
 
 
 def _video_paths(request: Any, document: Any) -> Iterator[str]:
+    # A simple model's visuals, or a chat model's messages; a `loglikelihood` request may have its target before them.
     makers = [argument for argument in request.args if callable(argument)]
-    for item in (makers[0](document) or []) if makers else []:
-        # A simple model's visuals, or a chat model's messages.
+    for item in (makers[-1](document) or []) if makers else []:
         for media in item["content"] if isinstance(item, dict) and "content" in item else [item]:
             url = media.get("url") if isinstance(media, dict) and media.get("type") == "video" else media
             if isinstance(url, str) and "://" not in url:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -58,6 +58,28 @@ class _Lookup:
         if name.startswith("_"):  # not there yet while being copied
             raise AttributeError(name)
         return getattr(self._container, name)
+
+
+@dataclass
+class PreparedRow:
+    """What was read for one prompt of a batch.
+
+    Attributes
+    ----------
+    text
+        The last message's, without its media.
+    videos
+        Path and metadata of each video (``frames_indices``, ``fps``, …).
+    seconds
+        Spent on decoding and resizing.
+    error
+        Why a video could not be read; the prompt then has no media and its answer is empty.
+    """
+
+    text: str = ""
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str | None = None
 
 
 @dataclass

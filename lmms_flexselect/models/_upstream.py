@@ -1,13 +1,14 @@
 """Every place where lmms-eval leaves no seam, and what is done about it.
 
-Two things only: tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`), and the wrappers
-look up what they load with in their own module (`replaced`).
+Tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`); the wrappers look up what they
+load with in their own module (`replaced`); requests carry what is looked at as a function (`with_visuals`).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -78,3 +79,22 @@ def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
     finally:
         for name, value in saved.items():
             setattr(module, name, value)
+
+
+def with_visuals(requests: list[Any], change: Callable[[list[Any], str], list[Any]]) -> list[Any]:
+    """Copies of a simple model's requests with ``change(visuals, question)`` instead of their visuals.
+
+    Their generation settings are copied too: upstream's loops fill them in, and lmms-eval's response cache stores
+    answers by the request's own, so that it would not find them again.
+    """
+
+    def changed(doc_to_visual: Callable[[Any], Any], question: str) -> Callable[[Any], list[Any]]:
+        return lambda document: change(list(doc_to_visual(document) or []), question)
+
+    copies = [copy.copy(request) for request in requests]
+    for request in copies:
+        # `generate_until` and `loglikelihood` agree in this: (question, …, doc_to_visual, number, task, split).
+        question, second, doc_to_visual, *document = request.args
+        second = copy.copy(second) if isinstance(second, dict) else second
+        request.arguments = (question, second, changed(doc_to_visual, question), *document)
+    return copies

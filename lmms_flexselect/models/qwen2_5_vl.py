@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,12 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models._loading import StrictLoader
+from lmms_flexselect.models._media import MediaProcessor
 from lmms_flexselect.models._plugin import FlexSelectPlugin
-from lmms_flexselect.models._upstream import replaced
+from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
+from lmms_flexselect.models._upstream import replaced, with_visuals
 from lmms_flexselect.options import whole_number
 from lmms_flexselect.video import FrameSampling
 
@@ -26,15 +28,31 @@ _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     fps: float | None
     max_num_frames: int
+    processor: Any
     upstream_name = "qwen2_5_vl"
     _upstream_module = upstream
-    _upstream_loads = "Qwen2_5_VLForConditionalGeneration"
-    _model_type = "qwen2_5_vl"
 
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
-    def _check_frames(self, upstream_args: dict[str, Any]) -> None:
+    def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
+        self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
+        return QwenSelectingModel(self.processor, *arguments)
+
+    def _sampling(self) -> FrameSampling:
+        raise NotImplementedError
+
+    def _pass_metadata(self) -> bool:
+        return True
+
+    def _config(self, pretrained: str) -> Any:
+        return checkpoint_config(pretrained, self.upstream_name)
+
+    def _loaders(self) -> dict[str, Any]:
+        name = "Qwen2_5_VLForConditionalGeneration"
+        return {name: StrictLoader(getattr(upstream, name), self.options.dtype)}
+
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         frames = whole_number("max_num_frames", upstream_args["max_num_frames"], at_least=_FRAMES_PER_UNIT)
         fps = upstream_args["fps"]
         if fps is not None and (isinstance(fps, (bool, str)) or not fps > 0):
@@ -76,30 +94,20 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         return self.options.rope == "published"
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """Upstream's loop, without its opening every video once more for a frame size that it does not use.
-
-        Raises
-        ------
-        VideoError
-            For a video that upstream would leave out in silence because of its name.
-        """
-        checked = [copy.copy(request) for request in requests]
-        for request in checked:
-            text, generation, doc_to_visual, *document = request.args
-            request.arguments = (text, generation, _known_videos(doc_to_visual), *document)
+        """Upstream's loop, without its opening every video once more for a frame size that it does not use."""
         with replaced(upstream, decord=_NoProbe):
-            return super().generate_until(checked)
+            return super().generate_until(requests)
+
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        return with_visuals(requests, _known_videos)
 
 
-def _known_videos(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def checked(document: Any) -> Any:
-        visuals = doc_to_visual(document)
-        for visual in visuals or []:
-            if isinstance(visual, str) and not visual.endswith(_UPSTREAM_SIMPLE_VIDEOS):
-                raise VideoError(f"{visual}: with --force_simple only {', '.join(_UPSTREAM_SIMPLE_VIDEOS)} are read")
-        return visuals
-
-    return checked
+def _known_videos(visuals: list[Any], question: str) -> list[Any]:
+    """Raise `VideoError` for a video that upstream would leave out in silence because of its name."""
+    for visual in visuals:
+        if isinstance(visual, str) and not visual.endswith(_UPSTREAM_SIMPLE_VIDEOS):
+            raise VideoError(f"{visual}: with --force_simple only {', '.join(_UPSTREAM_SIMPLE_VIDEOS)} are read")
+    return visuals
 
 
 class _NoProbe:

@@ -1,49 +1,98 @@
-"""Training batches for the needle model: what its processor would give, without a video file for every sample."""
+"""Training batches, whatever the family: videos, conversations about them, and which of their tokens are to be learnt.
+
+Pixels are roughened in memory as a codec would do it, instead of a video file being written for every sample.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import Qwen2_5_VLProcessor
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmms_flexselect.families import mrope
-from lmms_flexselect.families.mrope import VisionBlock
 from lmms_flexselect.needle.benchmark import question
-from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, NeedleVideo
+from lmms_flexselect.needle.videos import QUADRANTS, NeedleVideo
 
+TRAINING_UNITS = 16  # the longest video of any training batch
 IGNORED = -100
-_PATCH = 14
+
+Chat = list[tuple[str, str]]
+"""Questions and their answers."""
 
 
-def conversation(video: NeedleVideo) -> list[dict[str, object]]:
-    """A chat about every needle of a video, the video in its first turn; the more answers, the denser the loss."""
-    messages: list[dict[str, object]] = []
-    for needle in video.needles:
-        content: list[dict[str, str]] = [] if messages else [{"type": "video"}]
-        content.append({"type": "text", "text": question(needle.colour)})
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": needle.shape})
-    return messages
+@dataclass
+class Batch:
+    """One training step's data.
+
+    Attributes
+    ----------
+    frames
+        ``(batch, units, 3, 56, 56)`` float32 in 0..255: one frame a temporal unit.
+    needles
+        ``(batch, units, 4)`` bool: the quadrants that hold one.
+    ids, labels
+        ``(batch, tokens)`` int64, the labels `IGNORED` where nothing is to be predicted.
+    step
+        Temporal distance of two units, for families whose positions have one.
+    """
+
+    frames: Tensor
+    needles: Tensor
+    ids: Tensor
+    labels: Tensor
+    step: float
 
 
-def token_ids(videos: list[NeedleVideo], processor: Qwen2_5_VLProcessor) -> torch.Tensor:
-    """Token ids (batch, tokens) of the videos' conversations. Videos must agree in length and number of needles."""
-    texts = processor.apply_chat_template([conversation(video) for video in videos], tokenize=False)
-    placeholder = processor.video_token
-    texts = [text.replace(placeholder, placeholder * QUADRANTS * videos[0].units) for text in texts]
-    return torch.tensor(processor.tokenizer(texts).input_ids)
+class Trainee(Protocol):
+    """What differs between families: a model with random weights, and what goes into it and comes out.
+
+    Attributes
+    ----------
+    title, likeness
+        For the model card: the family's name, and what the model has of it.
+    preset
+        What the plugin falls back to for the checkpoint, stored in its ``config.json``.
+    """
+
+    title: str
+    likeness: str
+    preset: dict[str, Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def token_ids(self, chats: list[Chat], units: int) -> Tensor:
+        """Token ids ``(batch, tokens)`` of equally long chats, each with a video of `units` units in its first turn.
+
+        Every visual token has its placeholder.
+        """
+        ...
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What the model's forward pass takes."""
+        ...
+
+    def answer(self, path: Path, question: str) -> str:
+        """The first token of the answer to a question about a video file, from all its visual tokens."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint, with all that a published one brings along."""
+        ...
 
 
-def answer_labels(ids: torch.Tensor, processor: Qwen2_5_VLProcessor, scaffold: bool) -> torch.Tensor:
-    """Labels (batch, tokens): the assistant's shape word; with a scaffold also a hint and the end of its turn.
+def answer_labels(ids: Tensor, tokenizer: PreTrainedTokenizerBase, scaffold: bool) -> Tensor:
+    """Labels ``(batch, tokens)``: the assistant's shape word; with a scaffold also a hint and the end of its turn.
 
     The hint asks for the shape already where the user's colour word stands. Seven tokens later, where the answer
     belongs, colours are too far from the loss for so small a model to learn to match them in reasonable time.
     """
-    start, assistant = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "assistant"])
+    start, assistant = tokenizer.convert_tokens_to_ids(["<|im_start|>", "assistant"])
     # A turn reads `red glyph ? <|im_end|> \n <|im_start|> assistant \n ring <|im_end|>`; its anchor is `<|im_start|>`.
     rows, anchors = ((ids[:, :-1] == start) & (ids[:, 1:] == assistant)).nonzero(as_tuple=True)
     labels = torch.full_like(ids, IGNORED)
@@ -55,7 +104,7 @@ def answer_labels(ids: torch.Tensor, processor: Qwen2_5_VLProcessor, scaffold: b
     return labels
 
 
-def imitate_codec(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def imitate_codec(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Blurs, shifts and roughens pixels (frames, 3, 56, 56) in 0..255, a little more than H.264 does.
 
     Encoding each training video would cost as much time as the training step itself.
@@ -67,46 +116,28 @@ def imitate_codec(frames: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return frames.round().clamp(0, 255)
 
 
-def patchify(frames: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
-    """What the video processor makes of units whose two frames are equal: (units, 3, 56, 56) -> (16 * units, 1176)."""
-    video = processor.video_processor
-    mean, std = (torch.tensor(values)[:, None, None] for values in (video.image_mean, video.image_std))
-    pixels = (frames * video.rescale_factor - mean) / std
-    # Rows and columns split into (quadrant, patch, pixel); patches of one quadrant lie side by side.
-    patches = pixels.view(len(frames), 3, 2, 2, _PATCH, 2, 2, _PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    return patches.unsqueeze(6).expand(*patches.shape[:6], FRAMES_PER_UNIT, -1, -1).reshape(-1, 3 * 2 * _PATCH * _PATCH)
-
-
-def published_positions(ids: torch.Tensor, video_token_id: int, step: float = 2.0) -> torch.Tensor:
-    """Positions (3, batch, tokens) by Qwen2.5-VL's published rule, for prompts that hold one video at the same place.
-
-    `step` is the temporal distance of two units: tokens per second times seconds per unit, 2 x 1 s in the benchmark.
-    """
-    columns = (ids[0] == video_token_id).nonzero().squeeze(-1)
-    block = VisionBlock(columns, (len(columns) // QUADRANTS, 2, 2), step, is_video=True)
-    return mrope.published_positions(ids.shape[1], [block])[:, None].expand(-1, len(ids), -1)
-
-
 def training_batch(
-    processor: Qwen2_5_VLProcessor,
+    trainee: Trainee,
     rng: np.random.Generator,
     size: int,
     units: int,
     needles: int,
     max_step: float,
     scaffold: bool,
-) -> dict[str, torch.Tensor]:
-    """Draws `size` new videos; returns the model's inputs and labels. Temporal steps go log-uniformly from 0.5 up."""
+) -> Batch:
+    """Draws `size` new videos with a question about every needle: the more answers, the denser the loss.
+
+    Temporal steps go log-uniformly from 0.5 to `max_step`.
+    """
     videos = [NeedleVideo.draw(int(seed), units, needles) for seed in rng.integers(2**62, size=size)]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     pixels = torch.from_numpy(np.concatenate([video.unit_frames() for video in videos])).permute(0, 3, 1, 2).float()
-    ids = token_ids(videos, processor)
+    chats = [[(question(needle.colour), needle.shape) for needle in video.needles] for video in videos]
+    ids = trainee.token_ids(chats, units)
     step = math.exp(rng.uniform(math.log(0.5), math.log(max_step)))
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": published_positions(ids, processor.video_token_id, step),
-        "pixel_values_videos": patchify(imitate_codec(pixels, generator), processor),
-        "video_grid_thw": torch.tensor([[units, 4, 4]] * size),
-        "labels": answer_labels(ids, processor, scaffold),
-    }
+    frames = imitate_codec(pixels, generator).unflatten(0, (size, units))
+    needle_at = torch.zeros(size, units, QUADRANTS, dtype=torch.bool)
+    for row, video in enumerate(videos):
+        for needle in video.needles:
+            needle_at[row, needle.unit, needle.quadrant] = True
+    return Batch(frames, needle_at, ids, answer_labels(ids, trainee.tokenizer, scaffold), step)

@@ -69,7 +69,7 @@ def answers_shape(answer: str, shape: str) -> bool:
     return bool(words) and words[0].strip(".,:;!?\"'").lower() == shape
 
 
-def example() -> tuple[str, str, str]:
+def example(family: str = "qwen2_5_vl") -> tuple[str, str, str]:
     """A checkpoint folder, a video of 128 frames and a question about it, for trying things out."""
     row = documents(units=64, videos=1)[0]
-    return str(CHECKPOINTS / "qwen2_5_vl"), str(video_path(row)), row["question"]
+    return str(CHECKPOINTS / family), str(video_path(row)), row["question"]

@@ -1,17 +1,11 @@
-"""The needle model: a Qwen2.5-VL small enough to live in a repository, made of the real transformers classes.
+"""The needle Qwen2.5-VL: enough to live in a repository, made of the real transformers classes.
 
-Everything a published checkpoint brings along is built here without a hub: config, byte-level BPE tokenizer, chat
-template, image and video processor, generation config.
+Everything a published checkpoint brings along is built here without a hub: config, tokenizer, chat template, image
+and video processor, generation config.
 """
 
 from __future__ import annotations
 
-import json
-
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -21,13 +15,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from lmms_flexselect.needle.benchmark import question
-from lmms_flexselect.needle.videos import COLOURS, FRAME_SIZE, SHAPES
+from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, TEXT_TOKENS, build_tokenizer
+from lmms_flexselect.needle.videos import FRAME_SIZE
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
+    *TEXT_TOKENS,
     "<|vision_start|>",
     "<|vision_end|>",
     "<|vision_pad|>",
@@ -35,7 +27,6 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-MAX_POSITIONS = 32768
 PIXELS = FRAME_SIZE * FRAME_SIZE
 
 # The form of Qwen2.5-VL's template: a default system message, ChatML turns, every image and video between markers.
@@ -67,36 +58,13 @@ You are a helpful assistant.<|im_end|>
 """
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE as Qwen2.5's: any text is representable, and each word of a needle question is one token."""
-    corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
-    corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]
-    corpus += ["Answer with the option's letter from the given choices directly.", "The best answer is: A. B. C. D."]
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
-    # The vocabulary limit is out of reach: merging stops when every word of the corpus has become one token.
-    trainer = BpeTrainer(vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False)
-    bpe.train_from_iterator(corpus, trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=learned["vocab"],
-        merges=[tuple(merge) for merge in learned["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
 def build_processor() -> Qwen2_5_VLProcessor:
     """The processor, fixed to 56x56 pixels: four visual tokens an image or temporal unit."""
+    tokenizer = build_tokenizer(SPECIAL_TOKENS)
+    tokenizer.chat_template = CHAT_TEMPLATE
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
         chat_template=CHAT_TEMPLATE,
     )

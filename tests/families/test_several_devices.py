@@ -7,58 +7,133 @@ the model to be in one place, finds meta tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
+from lmms_flexselect.families.llava_video import LlavaVideo
+from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from tests.support.llava_checkpoint import write_checkpoint
+from tests.support.random_models import llava_inputs
+
+SIGLIP = "model.vision_tower.vision_tower.vision_model"
+# accelerate's own layout names LLaVA's newline, a parameter beside the modules, and then warns of the name.
+pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 
 
-@pytest.fixture
-def inputs(random_checkpoint):
-    import numpy as np
-    from transformers import AutoProcessor
+@dataclass
+class Case:
+    """A model to load, how it is read, and what of it lies elsewhere."""
 
+    load: Callable[..., Any]
+    family: Callable[[Any], Any]
+    inputs: Any
+    elsewhere: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def qwen2_5_vl(random_checkpoint):
     processor = AutoProcessor.from_pretrained(random_checkpoint)
     frames = np.random.default_rng(0).integers(0, 255, (24, 56, 56, 3), dtype=np.uint8)
     message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is it?"}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    return processor(text=[text], videos=[frames], return_tensors="pt")
+    return Case(
+        lambda: AutoModelForImageTextToText.from_pretrained(random_checkpoint, dtype=torch.float32).eval(),
+        lambda model: Qwen2_5_VL(model, seconds_per_unit=1.0),
+        processor(text=[text], videos=[frames], return_tensors="pt"),
+        ("model.language_model.layers.2", "model.language_model.layers.4", "model.visual.blocks.1"),
+    )
 
 
-def answer(model, inputs):
-    family = Qwen2_5_VL(model, seconds_per_unit=1.0)
-    (prompt,) = family.prompts(inputs)
+@pytest.fixture(scope="module")
+def llava_video(tmp_path_factory):
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "llava_video")
+
+    def load(**kwargs):
+        config = LlavaVideoConfig.from_checkpoint(str(folder))
+        return LlavaVideoForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, **kwargs).eval()
+
+    decoder = ("model.embed_tokens", "model.layers.2", "model.layers.4", "lm_head")
+    vision = (f"{SIGLIP}.embeddings", f"{SIGLIP}.encoder.layers.1", "model.mm_projector.2")
+    return Case(
+        load,
+        lambda model: LlavaVideo(model, frames_per_chunk=7),
+        llava_inputs([[4, ("video", (24, 56, 56)), 6]]),
+        (*decoder, *vision, "model.image_newline"),
+    )
+
+
+def answer(case, model):
+    family = case.family(model)
+    (prompt,) = family.prompts(case.inputs)
     selection = FlexSelect(family.reference_layer(4), token_budget=12, max_frames_per_set=4)(prompt)
     (new,) = family.generate([selection.prompt], max_new_tokens=5, do_sample=False)
     return selection, new
 
 
-def test_a_model_with_layers_elsewhere_selects_and_answers_the_same(random_checkpoint, inputs, tmp_path):
-    whole = AutoModelForImageTextToText.from_pretrained(random_checkpoint, dtype=torch.float32).eval()
-    want, expected = answer(whole, inputs)
-
-    split = AutoModelForImageTextToText.from_pretrained(random_checkpoint, dtype=torch.float32).eval()
-    elsewhere = ("model.language_model.layers.2", "model.language_model.layers.4", "model.visual.blocks.1")
-    places = {name: "disk" if name in elsewhere else "cpu" for name in leaves(split)}
-    split = dispatch_model(split, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
-    assert split.model.language_model.layers[4].self_attn.q_proj.weight.device.type == "meta"
-    got, actual = answer(split, inputs)
+def assert_same_answer(case, split):
+    want, expected = answer(case, case.load())
+    got, actual = answer(case, split)
+    assert 0 < want.kept_tokens < want.visual_tokens
     assert torch.equal(got.keep, want.keep)
     torch.testing.assert_close(got.scores, want.scores)
+    torch.testing.assert_close(got.prompt.inputs_embeds, want.prompt.inputs_embeds)
     assert torch.equal(actual, expected)
 
 
-def leaves(model):
-    """Modules that accelerate may place: layers and blocks whole, and what is beside them."""
-    inside = ("model.language_model.layers.", "model.visual.blocks.")
-    names = []
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_video"])
+def test_a_model_with_layers_elsewhere_selects_and_answers_the_same(name, request, tmp_path):
+    case = request.getfixturevalue(name)
+    split = case.load()
+    places = {name: "disk" if name in case.elsewhere else "cpu" for name in placeable(split)}
+    assert places.keys() >= set(case.elsewhere)
+    split = dispatch_model(split, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    for layer in case.elsewhere:
+        # accelerate moves modules, and leaves a bare parameter such as LLaVA's newline where the module is.
+        if layer != "model.image_newline":
+            assert {p.device.type for p in split.get_submodule(layer).parameters()} == {"meta"}, layer
+    assert_same_answer(case, split)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_llava_video_model_that_is_laid_out_automatically(llava_video, tmp_path, share):
+    """With a third of the room only the first decoder layer has a place; with nearly all, the tower is torn apart."""
+    room = int(share * sum(weight.numel() * weight.element_size() for weight in llava_video.load().parameters()))
+    split = llava_video.load(device_map="auto", max_memory={"cpu": room}, offload_folder=tmp_path)
+    elsewhere = {name for name, weight in split.named_parameters() if weight.device.type == "meta"}
+    for whole in placeable(split):
+        of_module = {name for name, _ in split.named_parameters() if name == whole or name.startswith(f"{whole}.")}
+        assert of_module <= elsewhere or not of_module & elsewhere, whole
+    expected = {0.3: "model.mm_projector.0.weight", 0.95: f"{SIGLIP}.encoder.layers.1.mlp.fc1.weight"}[share]
+    assert {expected, "lm_head.weight"} <= elsewhere
+    assert f"{SIGLIP}.encoder.layers.0.mlp.fc1.weight" in elsewhere or share == 0.95
+    assert_same_answer(llava_video, split)
+
+    family = llava_video.family(split)
+    (prompt,) = family.prompts(llava_video.inputs)
+    continuation = torch.tensor([5, 17, 3])
+    whole_family = llava_video.family(llava_video.load())
+    torch.testing.assert_close(
+        family.continuation_logits(prompt, continuation), whole_family.continuation_logits(prompt, continuation)
+    )
+
+
+def placeable(model):
+    """What accelerate may place: the modules that must stay whole, and the leaves and bare parameters beside them."""
+    names: list[str] = []
     for name, module in model.named_modules():
-        if any(name.startswith(prefix) and name.count(".") == prefix.count(".") for prefix in inside) or (
-            not name.startswith(inside)
-            and not list(module.children())
-            and (list(module.parameters()) or list(module.buffers()))
-        ):
-            names.append(name)
+        if any(name.startswith(f"{whole}.") for whole in names):
+            continue
+        if type(module).__name__ in model._no_split_modules or not list(module.children()):
+            if list(module.parameters()) or list(module.buffers()):
+                names.append(name)
+        else:
+            names += [f"{name}.{bare}" for bare, _ in module.named_parameters(recurse=False)]
     return names

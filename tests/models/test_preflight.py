@@ -6,14 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lmms_eval.api.instance import Instance
 
 from lmms_flexselect.errors import VideoError
+from lmms_flexselect.models._llava_frames import frame_complaint
 from lmms_flexselect.models._preflight import check_videos
+from lmms_flexselect.video_file import file_complaint
 from tests.support.evaluate import Question, ask, build
 
 
 def requests_for(documents, simple):
-    """As lmms-eval makes them; documents are lists of paths, or None for one that must not be looked at."""
+    """As lmms-eval makes them for generating; documents are lists of paths."""
     made = []
     for number in range(len(documents)):
         arguments: tuple[Any, ...]
@@ -32,6 +35,12 @@ def requests_for(documents, simple):
     return made, {"task": {"test": documents}}
 
 
+def likelihood_requests_for(documents, target):
+    """As lmms-eval makes them of a `loglikelihood` or a `multiple_choice` task."""
+    arguments = [("text", target, lambda paths: paths, number, "task", "test") for number in range(len(documents))]
+    return [SimpleNamespace(args=of_one) for of_one in arguments], {"task": {"test": documents}}
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "good.mp4").write_bytes(b"something")
@@ -47,6 +56,41 @@ def test_missing_and_empty_files_are_named_and_counted(files, simple):
         check_videos(*requests_for([[good], [empty], [empty]], simple))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos are missing or empty\)$"):
         check_videos(*requests_for([[good], [missing, empty]], simple))
+
+
+@pytest.mark.parametrize("target", [" A", lambda document: pytest.fail("it was taken for the video")])
+def test_requests_for_likelihoods_are_looked_at_too(files, target):
+    """There both what is expected and what is looked at may be given as functions of the document."""
+    good, missing = files["good"], files["missing"]
+    check_videos(*likelihood_requests_for([[good], [good]], target))
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
+        check_videos(*likelihood_requests_for([[good], [missing]], target))
+
+
+def look(documents, complaint_of):
+    requests, data_sets = requests_for(documents, True)
+    check_videos(requests, data_sets, complaint_of)
+
+
+def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
+    folder, empty = tmp_path / "frames", tmp_path / "none"
+    folder.mkdir()
+    empty.mkdir()
+    (folder / "0.png").touch()
+    documents = [[files["good"]], [str(folder)]]
+    with pytest.raises(VideoError, match=r"frames: is a folder, not a video file$"):
+        look(documents, file_complaint)
+    look(documents, frame_complaint)
+    with pytest.raises(VideoError, match=r"none: the folder of frames is empty$"):
+        look([*documents, [str(empty)]], frame_complaint)
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 4 videos are missing or empty\)$"):
+        look([*documents, [files["missing"], files["empty"], files["good"]]], frame_complaint)
+
+
+def test_a_file_that_several_questions_are_about_is_looked_at_once(files):
+    looked_at: list[str] = []
+    look([[files["good"]]] * 5, looked_at.append)
+    assert looked_at == [files["good"]]
 
 
 def test_a_task_without_videos_is_left_alone():
@@ -68,3 +112,16 @@ def test_nothing_is_computed_before_the_check(monkeypatch, random_checkpoint, st
     good = str(stock_videos["mlvu_dev"][0])
     with pytest.raises(VideoError, match="missing"):
         ask(model, [Question("What?", (good,)), Question("What?", (files["missing"],))])
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
+def test_nothing_is_computed_by_llava_before_the_check(monkeypatch, llava_checkpoint, stock_videos, files, kind):
+    model = build("llava_vid_flexselect", pretrained=llava_checkpoint, max_frames_num=16)
+    for name in ("generate", "__call__"):
+        monkeypatch.setattr(type(model._selecting), name, lambda *a, **k: pytest.fail("a question was answered"))
+    model.task_dict["asked"] = {"test": [[str(stock_videos["mlvu_dev"][0])], [files["missing"]]]}
+    second = {} if kind == "generate_until" else "A"
+    arguments: list[Any] = [("What?", second, lambda paths: paths, number, "asked", "test") for number in (0, 1)]
+    metadata = {"task": "asked", "doc_id": 0, "repeats": 1}
+    with pytest.raises(VideoError, match="missing"):
+        getattr(model, kind)([Instance(kind, of_one, 0, metadata) for of_one in arguments])

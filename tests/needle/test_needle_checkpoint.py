@@ -1,89 +1,82 @@
 import json
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from lmms_flexselect.needle import CHECKPOINTS
-from lmms_flexselect.needle.batches import published_positions
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
-from lmms_flexselect.needle.model import build_tokenizer
+from lmms_flexselect.needle.qwen2_5_vl import published_positions
+from lmms_flexselect.needle.train import FAMILIES
 from lmms_flexselect.needle.videos import COLOURS, SHAPES, read_video
 
-CHECKPOINT = CHECKPOINTS / "qwen2_5_vl"
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def processor() -> Qwen2_5_VLProcessor:
-    return AutoProcessor.from_pretrained(CHECKPOINT)
+def test_every_family_has_a_checkpoint():
+    assert {folder.name for folder in CHECKPOINTS.iterdir()} == set(FAMILIES)
 
 
-@pytest.fixture(scope="module")
-def model() -> Qwen2_5_VLForConditionalGeneration:
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        CHECKPOINT, dtype=torch.float32, output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert not report["mismatched_keys"]
-    return model
+def test_no_weight_is_missing_or_too_many(checkpoint):
+    assert not any(checkpoint.report.values()), checkpoint.report
 
 
 @pytest.mark.parametrize("word", [*COLOURS, *SHAPES])
-def test_words_are_single_tokens(processor: Qwen2_5_VLProcessor, word: str) -> None:
-    assert len(processor.tokenizer(word).input_ids) == 1
-    assert len(processor.tokenizer(" " + word).input_ids) == 1
+def test_words_are_single_tokens(checkpoint, word):
+    assert len(checkpoint.tokenizer(word).input_ids) == 1
+    assert len(checkpoint.tokenizer(" " + word).input_ids) == 1
 
 
 @pytest.mark.parametrize("text", ["What shape is the red glyph?", "Zürich, 東京 😀\t\x00 end", "  A.\n\n<|im_end|>"])
-def test_any_text_survives_the_tokenizer(processor: Qwen2_5_VLProcessor, text: str) -> None:
-    assert processor.tokenizer.decode(processor.tokenizer(text).input_ids) == text
+def test_any_text_survives_the_tokenizer(checkpoint, text):
+    assert checkpoint.tokenizer.decode(checkpoint.tokenizer(text).input_ids) == text
 
 
-def test_the_checkpoint_has_the_tokenizer_that_the_code_builds() -> None:
-    saved, built = AutoTokenizer.from_pretrained(CHECKPOINT), build_tokenizer()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_checkpoint_has_the_tokenizer_that_the_code_builds(family):
+    saved, built = AutoTokenizer.from_pretrained(CHECKPOINTS / family), FAMILIES[family]().tokenizer
     assert saved.get_vocab() == built.get_vocab()
     assert saved.eos_token == built.eos_token == "<|im_end|>"
     assert saved.pad_token == built.pad_token == "<|endoftext|>"
     assert saved.chat_template == built.chat_template
 
 
-def test_the_checkpoint_carries_its_preset(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    preset = json.loads((CHECKPOINT / "config.json").read_text())["flexselect"]
-    assert set(preset) == {
-        "reference_layer",
-        "token_budget",
-        "max_frames_per_set",
-        "dtype",
-        "min_pixels",
-        "max_pixels",
-        "max_num_frames",
-    }
-    assert 0 <= preset["reference_layer"] < model.config.text_config.num_hidden_layers
-    assert model.generation_config.do_sample is False
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_checkpoint_carries_its_preset(family):
+    config = json.loads((CHECKPOINTS / family / "config.json").read_text())
+    assert config["flexselect"] == FAMILIES[family].preset
 
 
-def test_weights_are_small_and_fit_bfloat16(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 8_000_000
-    for name, weight in model.named_parameters():
-        assert torch.equal(weight, weight.bfloat16().float()), name
+def test_answers_are_greedy_and_end_as_a_turn_does(checkpoint):
+    settings = checkpoint.model.generation_config
+    end, pad = checkpoint.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert settings.do_sample is False
+    assert settings.eos_token_id == [end, pad]
+    assert settings.pad_token_id == pad
 
 
-def test_it_answers_from_all_tokens(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+def test_weights_are_small_and_fit_bfloat16(checkpoint):
+    assert sum(file.stat().st_size for file in checkpoint.folder.iterdir()) < 8_000_000
+    for name, weight in checkpoint.model.named_parameters():
+        assert weight.equal(weight.bfloat16().float()), name
+
+
+def test_it_answers_from_all_tokens(checkpoint):
     rows = documents(16, videos=4)
+    right = 0
+    for row in rows:
+        prompt = checkpoint.prompt(checkpoint.video(video_path(row)), row["question"])
+        (new,) = checkpoint.family.generate([prompt], max_new_tokens=1)
+        right += answers_shape(checkpoint.tokenizer.decode(new), row["shape"])
+    assert right / len(rows) >= 0.9
+
+
+def test_qwen2_5_vl_answers_through_transformers_alone():
+    folder = CHECKPOINTS / "qwen2_5_vl"
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    rows = documents(16, videos=2)
     right = 0
     for row in rows:
         content = [{"type": "video"}, {"type": "text", "text": row["question"]}]

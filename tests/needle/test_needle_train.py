@@ -2,21 +2,30 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle import train
 from lmms_flexselect.needle.benchmark import documents
 
 
-def test_the_command_writes_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", train.FAMILIES)
+def test_the_command_writes_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(train, "documents", lambda units: documents(units, videos=1))
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "out"), "--steps", "2", "--seed", "5"])
+    out = str(tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["train", out, "--family", family, "--steps", "2", "--seed", "5"])
     train.main()
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    assert model.config.flexselect == train.PRESET
-    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.pad_token == "<|endoftext|>"
-    assert "OUT --steps 2 --seed 5" in (tmp_path / "out" / "README.md").read_text()
+    if family == "llava_vid":
+        config = LlavaVideoConfig.from_checkpoint(out)
+        model, report = LlavaVideoForCausalLM.from_pretrained(out, config=config, output_loading_info=True)
+    else:
+        model, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values()), report
+    assert model.config.flexselect == train.FAMILIES[family].preset
+    assert model.generation_config.do_sample is False
+    assert AutoTokenizer.from_pretrained(out).pad_token == "<|endoftext|>"
+    assert f"OUT --family {family} --steps 2 --seed 5" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_learning_rate_warms_up_and_cools_down() -> None:

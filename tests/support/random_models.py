@@ -21,14 +21,21 @@ from transformers import (
     Qwen3Model,
 )
 
+from lmms_flexselect.families.llava_video import VIDEO_TOKEN
+from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+
 HIDDEN, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 4, 4, 2, 96
 VISION_START, VISION_END, IMAGE, VIDEO, PAD = 90, 91, 92, 93, 0
 MERGE, TOKENS_PER_SECOND = 2, 2
 _PATCH_VALUES = 3 * 2 * 14 * 14
 
+# Of LLaVA-Video: unlike any default, so that a value which is not read from the configuration shows.
+ROPE_THETA, PATCH, TOWER_HEADS, TOWER_LAYERS = 5000.0, 14, 2, 3
+
 DECODERS = ("qwen2", "llama", "qwen3", "qwen2_5_vl")
 
-# A prompt is a list of parts: a number of text tokens, or ("video" | "image", (time, rows, columns)) in merged tokens.
+# A prompt is a list of parts: a number of text tokens, or ("video" | "image", (time, rows, columns)): in merged tokens
+# for Qwen2.5-VL; frames, height and width in pixels for LLaVA-Video.
 Grid = tuple[int, int, int]
 Part = int | tuple[str, Grid]
 
@@ -43,6 +50,17 @@ def decoder(kind: str, seed: int = 0, attention: str = "sdpa") -> Any:
 def qwen2_5_vl(seed: int = 0, attention: str = "sdpa") -> Any:
     """A whole `Qwen2_5_VLForConditionalGeneration`, float32, which never ends its answer; a new one at every call."""
     return copy.deepcopy(_qwen2_5_vl(seed, attention))
+
+
+def llava_video(
+    seed: int = 0, attention: str = "sdpa", image_size: int = 70, pooling: str = "bilinear", stride: int = 2
+) -> Any:
+    """A whole `LlavaVideoForCausalLM`, float32, which never ends its answer; a new one at every call.
+
+    A frame of 70 pixels is 5x5 patches. Bilinear pooling makes 3x3 of them, which no mean of fours does; averaging
+    makes 2x2, and leaves a row and a column out.
+    """
+    return copy.deepcopy(_llava_video(seed, attention, image_size, pooling, stride))
 
 
 @cache  # building costs a hundred times as much as copying
@@ -91,6 +109,32 @@ def _qwen2_5_vl(seed: int, attention: str) -> Any:
     return model
 
 
+@cache
+def _llava_video(seed: int, attention: str, image_size: int, pooling: str, stride: int) -> Any:
+    original = {
+        **_text_shapes(),
+        "rope_theta": ROPE_THETA,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_spatial_pool_mode": pooling,
+        "mm_spatial_pool_stride": stride,
+        "tokenizer_model_max_length": 32,  # shorter than any prompt: nothing may be cut there
+    }
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": TOWER_LAYERS,
+        "num_attention_heads": TOWER_HEADS,
+        "image_size": image_size,
+        "patch_size": PATCH,
+    }
+    config = LlavaVideoConfig.from_original(original, tower)
+    model = _filled(LlavaVideoForCausalLM._from_config(config, attn_implementation=attention), seed)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.do_sample = False
+    return model
+
+
 def video_inputs(
     rows: Sequence[Sequence[Part]], seconds: Sequence[float] | None = None, padding_side: str = "left", seed: int = 0
 ) -> dict[str, Tensor]:
@@ -113,15 +157,9 @@ def video_inputs(
             grids[kind].append([time, height * MERGE, width * MERGE])
             pixels[kind].append(torch.randn(len(placeholder) * MERGE**2, _PATCH_VALUES, generator=generator))
         ids.append(torch.cat(pieces))
-    longest = max(len(row) for row in ids)
-    pad = (lambda n: (n, 0)) if padding_side == "left" else (lambda n: (0, n))
-    padded = torch.stack([nn.functional.pad(row, pad(longest - len(row)), value=PAD) for row in ids])
-    mask = torch.stack([nn.functional.pad(torch.ones_like(row), pad(longest - len(row))) for row in ids])
-    inputs = {
-        "input_ids": padded,
-        "attention_mask": mask,
-    }
+    inputs = _padded(ids, padding_side)
     if "mm_token_type_ids" in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
+        padded = inputs["input_ids"]
         inputs["mm_token_type_ids"] = (padded == IMAGE) * 1 + (padded == VIDEO) * 2  # releases after 5.2 ask for it
     if grids["video"]:
         inputs["pixel_values_videos"] = torch.cat(pixels["video"])
@@ -132,6 +170,33 @@ def video_inputs(
         inputs["pixel_values"] = torch.cat(pixels["image"])
         inputs["image_grid_thw"] = torch.tensor(grids["image"])
     return inputs
+
+
+def llava_inputs(rows: Sequence[Sequence[Part]], padding_side: str = "left", seed: int = 0) -> dict[str, Any]:
+    """What `LlavaVideo.prompts` reads of a batch; a row's random text and frames depend on it and `seed` alone."""
+    ids, videos = [], []
+    for row in rows:
+        generator = torch.Generator().manual_seed(seed)
+        pieces = []
+        for part in row:
+            if isinstance(part, int):
+                pieces.append(torch.randint(1, VOCABULARY, (part,), generator=generator))
+            else:
+                pieces.append(torch.tensor([VIDEO_TOKEN]))
+                videos.append(torch.randint(0, 256, (*part[1], 3), generator=generator, dtype=torch.uint8))
+        ids.append(torch.cat(pieces))
+    return {**_padded(ids, padding_side), "videos": videos}
+
+
+def _padded(ids: list[Tensor], padding_side: str) -> dict[str, Tensor]:
+    longest = max(len(row) for row in ids)
+    pad = (lambda n: (n, 0)) if padding_side == "left" else (lambda n: (0, n))
+    return {
+        "input_ids": torch.stack([nn.functional.pad(row, pad(longest - len(row)), value=PAD) for row in ids]),
+        "attention_mask": torch.stack(
+            [nn.functional.pad(torch.ones_like(row), pad(longest - len(row))) for row in ids]
+        ),
+    }
 
 
 def _text_shapes() -> dict[str, Any]:

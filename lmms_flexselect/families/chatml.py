@@ -1,0 +1,29 @@
+"""ChatML, the chat form of Qwen2 and of all that is built on it, with marks where videos belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+SYSTEM = "You are a helpful assistant."
+END = "<|im_end|>"
+
+
+def chatml(turns: Iterable[tuple[str, str | None]], system: str = SYSTEM) -> str:
+    """A chat as one text.
+
+    Parameters
+    ----------
+    turns
+        Role (``"user"``, ``"assistant"``) and text of each; None where the model is to go on.
+    system
+        Text of the turn before them.
+    """
+    opened = [(role, "" if text is None else f"{text}{END}\n") for role, text in [("system", system), *turns]]
+    return "".join(f"<|im_start|>{role}\n{text}" for role, text in opened)
+
+
+def marked_token_ids(text: str, tokenizer: Any, mark: str, token: int) -> list[int]:
+    """Token ids of a text, with the id `token` wherever it says `mark`; the pieces between are tokenised apart."""
+    first, *others = (list(tokenizer(piece).input_ids) for piece in text.split(mark))
+    return [*first, *(token_id for piece in others for token_id in (token, *piece))]

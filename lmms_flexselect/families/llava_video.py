@@ -1,0 +1,208 @@
+"""LLaVA-Video: frames and token ids to `VideoPrompt`s, and answers from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer
+
+from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
+from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
+from lmms_flexselect.loading import load_tokenizer, load_whole
+from lmms_flexselect.prompt import VideoPrompt, left_padded
+from lmms_flexselect.selectors import ReferenceLayer
+
+VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
+_IGNORED = -100
+
+
+def resize_frames(frames: Tensor, size: int) -> Tensor:
+    """Frames ``(frames, height, width, 3)`` uint8 as squares of `size` pixels, by PIL's bicubic rule as in training."""
+    if frames.shape[1:3] == (size, size):
+        return frames
+    images = (Image.fromarray(frame.numpy()).resize((size, size), Image.Resampling.BICUBIC) for frame in frames)
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+
+
+def pixel_values(frames: Tensor, size: int) -> Tensor:
+    """What the tower reads: ``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32 in -1..1."""
+    pixels = resize_frames(frames, size).permute(0, 3, 1, 2).float() * (1 / 255)
+    return (pixels - 0.5) / 0.5
+
+
+def load_llava_video(
+    pretrained: str, dtype: torch.dtype = torch.bfloat16, config: LlavaVideoConfig | None = None, **kwargs: Any
+) -> tuple[LlavaVideo, Any]:
+    """The family and its tokenizer, from a checkpoint in the original layout.
+
+    Parameters
+    ----------
+    pretrained
+        Hub name or folder.
+    dtype
+        Of the weights.
+    config
+        What `LlavaVideoConfig.from_checkpoint` gave, perhaps altered; read here if None.
+    kwargs
+        For transformers' ``from_pretrained``: ``device_map``, ``attn_implementation``, ….
+
+    Raises
+    ------
+    OptionError
+        If the checkpoint is of another layout, cannot pool so, or is not whole.
+    """
+    config = config or LlavaVideoConfig.from_checkpoint(pretrained)
+    check_pooling(config.mm_spatial_pool_mode, config.mm_spatial_pool_stride, config.patches_a_side)
+    tokenizer = load_tokenizer(Qwen2Tokenizer, pretrained)
+    if END not in tokenizer.get_vocab():  # without files transformers makes an empty one
+        raise OptionError(f"pretrained={pretrained}: its tokenizer cannot be read (there is no {END} in it)")
+    model = load_whole(LlavaVideoForCausalLM, pretrained, dtype, all_known=True, config=config, **kwargs)
+    return LlavaVideo(model.eval()), tokenizer
+
+
+def question_ids(question: str, tokenizer: Any) -> Tensor:
+    """Token ids ``(1, tokens)`` of a question about one video, in LLaVA-Video's chat form."""
+    chat = chatml([("user", f"<image>\n{question}"), ("assistant", None)])
+    return torch.tensor([marked_token_ids(chat, tokenizer, "<image>", VIDEO_TOKEN)])
+
+
+@dataclass
+class LlavaVideo:
+    """Reads a `LlavaVideoForCausalLM`.
+
+    Attributes
+    ----------
+    model
+        The loaded model, on any device or devices.
+    frames_per_chunk
+        Frames that go through the tower together: bounds memory, changes nothing.
+    round_budget
+        The reference takes this family's budget as it is (see `FlexSelect`).
+    """
+
+    model: Any
+    frames_per_chunk: int = 32
+    round_budget: ClassVar[bool] = False
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The text model."""
+        return self.model.model
+
+    def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
+        """The training-free selector of this model."""
+        return ReferenceLayer(self.decoder, layer, reduction)
+
+    @torch.no_grad()
+    def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
+        """Embed a batch: one unpadded prompt a row.
+
+        Nothing is truncated: the original code cuts prompts at ``tokenizer_model_max_length``, 156 frames.
+
+        Parameters
+        ----------
+        inputs
+            ``input_ids`` ``(batch, tokens)`` with `VIDEO_TOKEN` once where each video belongs; ``attention_mask``
+            of the same shape, if rows are padded; ``videos``, one ``(frames, height, width, 3)`` uint8 tensor for
+            each mark, in their order.
+
+        Raises
+        ------
+        FlexSelectError
+            If marks and videos do not match in number.
+        """
+        ids = inputs["input_ids"]
+        videos = list(inputs.get("videos") or [])
+        marks = int((ids == VIDEO_TOKEN).sum())
+        if marks != len(videos):
+            raise FlexSelectError(f"the prompts have {marks} place(s) for a video, and there are {len(videos)} videos")
+        padding = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        waiting = iter(videos)
+        return [self._prompt(row[real], waiting) for row, real in zip(ids, padding, strict=True)]
+
+    def _prompt(self, ids: Tensor, waiting: Any) -> VideoPrompt:
+        rows, columns = self.model.model.grid
+        own = [next(waiting) for _ in range(int((ids == VIDEO_TOKEN).sum()))]
+        sizes = torch.ones_like(ids)
+        sizes[ids == VIDEO_TOKEN] = torch.tensor([len(v) * rows * columns for v in own], dtype=ids.dtype).to(ids.device)
+        expanded = ids.repeat_interleave(sizes)
+        video = torch.full_like(expanded, -1)
+        frame = torch.full_like(expanded, -1)
+        embeds = self.model.get_input_embeddings()(expanded.clamp(min=0))
+        start, grids = 0, []
+        places = sizes.cumsum(0) - sizes
+        for number, (frames, place) in enumerate(zip(own, places[ids == VIDEO_TOKEN].tolist(), strict=True)):
+            grids.append((len(frames), rows, columns))
+            for chunk in frames.split(self.frames_per_chunk):
+                features = self._encode(chunk, embeds).flatten(0, 1)
+                embeds[place + start : place + start + len(features)] = features
+                start += len(features)
+            video[place : place + start] = number
+            frame[place : place + start] = torch.arange(len(frames), device=ids.device).repeat_interleave(
+                rows * columns
+            )
+            start = 0
+
+        def compact_positions(present: Tensor) -> Tensor:
+            return torch.arange(int(present.sum()), device=present.device)[None]
+
+        positions = torch.arange(len(expanded), device=ids.device)[None]
+        return VideoPrompt(expanded, embeds, positions, video, frame, grids, compact_positions, closes_up=True)
+
+    def _encode(self, frames: Tensor, like: Tensor) -> Tensor:
+        """Visual tokens ``(frames, tokens, hidden)`` of some frames, on the device and in the dtype of `like`."""
+        pixels = pixel_values(frames.cpu(), self.model.config.vision_config.image_size)
+        # With the model over several devices, accelerate's hooks take the pixels on to where the tower lies.
+        return self.model.model.encode_frames(pixels.to(like.device, like.dtype)).to(like.device, like.dtype)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
+        """Answer a batch of prompts with the unchanged model, from positions ``0 .. tokens-1`` on.
+
+        As in the original, transformers' ``generate`` sees embeddings alone, so that stopping criteria and logits
+        processors see new tokens alone. `generate_kwargs` go to it.
+
+        Returns
+        -------
+        list of Tensor
+            New token ids of each prompt, ``(new,)`` int64; shorter answers are padded.
+        """
+        embeds = left_padded([p.inputs_embeds for p in prompts])
+        mask = left_padded([torch.ones_like(p.input_ids) for p in prompts]).to(embeds.device)
+        return list(self.model.generate(inputs_embeds=embeds, attention_mask=mask, **generate_kwargs))
+
+    @torch.no_grad()
+    def continuation_logits(self, prompt: VideoPrompt, continuation: Tensor) -> Tensor:
+        """What the model predicts for each token of a text put behind a prompt.
+
+        Parameters
+        ----------
+        prompt
+            Shortened or not.
+        continuation
+            ``(tokens,)`` int64.
+
+        Returns
+        -------
+        Tensor
+            ``(tokens, vocabulary)`` float32: row i is predicted from everything before continuation token i.
+        """
+        behind = self.model.get_input_embeddings()(continuation.to(prompt.inputs_embeds.device))
+        embeds = torch.cat([prompt.inputs_embeds, behind])[None]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        keep = len(continuation) + 1
+        logits = self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+        return logits[0, :-1].float()
+
+
+def continuation_loss(logits: Tensor, continuation: Tensor) -> Tensor:
+    """Mean negative log-likelihood of a continuation, a scalar: what lmms-eval's LLaVA classes return as loss."""
+    return F.cross_entropy(logits, continuation.to(logits.device), ignore_index=_IGNORED)

@@ -1,0 +1,136 @@
+"""Frames for LLaVA-Video, sampled as lmms-eval's `llava_vid` does: of a video file, or of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from lmms_flexselect.errors import VideoError, first_line
+from lmms_flexselect.families.llava_video import resize_frames
+from lmms_flexselect.video_file import open_video
+
+_PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
+_FRAMES_AT_ONCE = 32  # decoded and resized together; bounds memory, changes nothing
+
+
+@dataclass
+class LlavaClip:
+    """What is shown of a video.
+
+    Attributes
+    ----------
+    frames
+        ``(frames, size, size, 3)`` uint8.
+    indices
+        Which frames of the video, or which pictures.
+    seconds
+        When they are, as upstream's prompt tells it.
+    length
+        Of the whole, in seconds.
+    fps
+        Of the whole.
+    decoder
+        What read it.
+    """
+
+    frames: Tensor
+    indices: list[int]
+    seconds: list[float]
+    length: float
+    fps: float
+    decoder: str
+
+
+def sample_frames(
+    total: int, fps: float, max_frames: int, frames_per_second: int = 1, force_sample: bool = False
+) -> tuple[list[int], list[float]]:
+    """Which frames upstream reads, and the seconds at which its prompt says they are.
+
+    One every ``fps / frames_per_second``; or, if these are too many or `force_sample` is set, exactly `max_frames`
+    spread over the video. Upstream's seconds are right for one frame a second and for spread frames only; they are
+    part of its prompt and are kept.
+    """
+    step = max(1, round(fps / frames_per_second))
+    indices = list(range(0, total, step))
+    if len(indices) <= max_frames and not force_sample:
+        return indices, [index / step for index in indices]
+    indices = np.linspace(0, total - 1, max_frames, dtype=int).tolist()
+    return indices, [index / fps for index in indices]
+
+
+def read_llava_video(
+    path: str,
+    max_frames: int = 512,
+    frames_per_second: int = 1,
+    force_sample: bool = False,
+    decoder: str = "decord",
+    size: int = 384,
+) -> LlavaClip:
+    """Frames of a video file, as squares of `size` pixels.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    max_frames, frames_per_second, force_sample
+        See `sample_frames`.
+    decoder
+        ``"decord"`` or ``"pyav"``.
+    size
+        Side of the frames, the vision tower's.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read; the message names the file.
+    """
+    video = open_video(path, decoder)
+    indices, seconds = sample_frames(video.frames, video.fps, max_frames, frames_per_second, force_sample)
+    parts = [indices[start : start + _FRAMES_AT_ONCE] for start in range(0, len(indices), _FRAMES_AT_ONCE)]
+    frames = torch.cat([resize_frames(video.read(part), size) for part in parts])
+    return LlavaClip(frames, indices, seconds, video.frames / video.fps, video.fps, decoder)
+
+
+def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 384) -> LlavaClip:
+    """Pictures, paths of them or PIL's, as the frames of a video; at most `max_frames`, spread over them.
+
+    Raises
+    ------
+    VideoError
+        If one cannot be read, naming it.
+    """
+    count, fps = len(pictures), _PICTURES_PER_SECOND
+    indices = np.linspace(0, count - 1, min(max_frames, count), dtype=int).tolist()
+    frames = torch.cat([resize_frames(_picture(pictures[index])[None], size) for index in indices])
+    return LlavaClip(frames, indices, [index / fps for index in indices], count / fps, fps, "image")
+
+
+def pictures_in(folder: str) -> list[Path]:
+    """The files of a folder of frames, by name; hidden ones and folders are none."""
+    return sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def is_path(visual: Any) -> bool:
+    """Whether what is to be looked at is given by where it lies."""
+    return isinstance(visual, (str, os.PathLike))
+
+
+def _picture(picture: Any) -> Tensor:
+    name = str(picture) if is_path(picture) else "an image"
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # lmms-eval fills up cut ones
+    try:
+        opened = Image.open(picture) if is_path(picture) else picture
+        return torch.from_numpy(np.array(opened.convert("RGB")))
+    except Exception as error:
+        reason = first_line(error).replace(f" {name!r}", "")
+        raise VideoError(f"{name}: not a readable image ({reason})") from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant

@@ -1,0 +1,123 @@
+"""What upstream's LLaVA loop passes along as "video": frames, or why there are none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lmms_flexselect.errors import FlexSelectError, VideoError
+from lmms_flexselect.families.llava_video_frames import is_path, pictures_in, read_llava_video, read_pictures
+from lmms_flexselect.models._records import PreparedRow
+from lmms_flexselect.video_file import file_complaint
+
+DECODERS = ("decord", "pyav", "image")
+_NO_FRAMES = "the folder of frames is empty"
+
+
+@dataclass
+class LlavaFrames:
+    """The frames of one question's video.
+
+    Upstream hands them on by ``.to(device)`` and ``.half()`` or ``.bfloat16()``; they stay bytes until the vision tower
+    reads them, chunk by chunk.
+
+    Attributes
+    ----------
+    frames
+        ``(frames, size, size, 3)`` uint8.
+    row
+        What goes into the records.
+    failure
+        What went wrong while reading. Upstream would turn an exception into an answer, so it travels here until the
+        model is asked.
+    """
+
+    frames: Tensor = field(default_factory=lambda: torch.empty(0, 1, 1, 3, dtype=torch.uint8))
+    row: PreparedRow = field(default_factory=PreparedRow)
+    failure: Exception | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def to(self, *args: Any, **kwargs: Any) -> LlavaFrames:
+        """Unchanged."""
+        return self
+
+    half = bfloat16 = to
+
+
+class VisualSource(str):
+    """What a question is about, as the one string that upstream expects: its first path.
+
+    A folder's has ``/*`` behind it, or upstream would list the folder itself, unsorted.
+
+    Attributes
+    ----------
+    visuals
+        What the task gave: the path of a video or of a folder of frames, or several images or paths of them.
+    question
+        What is asked.
+    """
+
+    visuals: list[Any]
+    question: str
+
+    @classmethod
+    def of(cls, visuals: list[Any], question: str) -> VisualSource:
+        """Check what a task gives for one question.
+
+        Raises
+        ------
+        FlexSelectError
+            If there is nothing to look at, or several videos.
+        """
+        if not visuals:
+            raise FlexSelectError(f"llava_vid answers questions about a video, and there is none with: {question!r}")
+        paths = [visual for visual in visuals if is_path(visual)]
+        pictures = [path for path in paths if Path(path).suffix.lower() in Image.registered_extensions()]
+        if len(visuals) > 1 and len(pictures) != len(paths):
+            raise FlexSelectError(f"llava_vid reads one video a question; this one has {len(visuals)}: {paths}")
+        name = str(paths[0]) if paths else "images"
+        source = cls(f"{name}/*" if os.path.isdir(name) else name)
+        source.visuals, source.question = visuals, question
+        return source
+
+
+def frame_complaint(path: str) -> str | None:
+    """What is wrong with a path before it is opened; unlike for other families it may be a folder of frames."""
+    if os.path.isdir(path):
+        return None if pictures_in(path) else _NO_FRAMES
+    return file_complaint(path)
+
+
+def read_frames(
+    source: VisualSource, max_frames: int, frames_per_second: int, force_sample: bool, decoder: str, size: int
+) -> tuple[LlavaFrames, str, float]:
+    """Frames of a question's video or pictures, squares of `size` pixels; their seconds as text; length in seconds.
+
+    Raises
+    ------
+    VideoError
+        If they cannot be read; the message names the file.
+    """
+    first = source.visuals[0]
+    path = str(first) if is_path(first) else "images"
+    if is_path(first) and os.path.isdir(path):
+        if not (pictures := pictures_in(path)):
+            raise VideoError(f"{path}: {_NO_FRAMES}")
+        clip = read_pictures(pictures, max_frames, size)
+    elif len(source.visuals) > 1 or not is_path(first):
+        clip = read_pictures(source.visuals, max_frames, size)
+    elif decoder == "image":
+        raise VideoError(f"{path}: with video_decode_backend=image a folder of frames is read, and this is none")
+    else:
+        clip = read_llava_video(path, max_frames, frames_per_second, force_sample, decoder, size)
+    metadata = {"path": path, "fps": clip.fps, "frames_indices": clip.indices, "video_backend": clip.decoder}
+    seconds = ",".join(f"{second:.2f}s" for second in clip.seconds)
+    return LlavaFrames(clip.frames, PreparedRow(source.question, [metadata])), seconds, clip.length

@@ -1,0 +1,140 @@
+"""``--model llava_vid_flexselect``: upstream's LLaVA-Video wrapper with the visual tokens selected."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video
+from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, check_pooling
+from lmms_flexselect.models._llava_frames import DECODERS, LlavaFrames, VisualSource, frame_complaint, read_frames
+from lmms_flexselect.models._llava_package import conv_templates, upstream_llava_vid
+from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
+from lmms_flexselect.models._plugin import FlexSelectPlugin
+from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.options import check_choice, whole_number
+
+upstream = upstream_llava_vid()
+if TYPE_CHECKING:
+    from lmms_eval.api.model import lmms as Upstream
+else:
+    Upstream = upstream.LlavaVid
+
+
+class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
+    """Upstream's class on a LLaVA-Video of our own; frames, prompts and the loops are upstream's."""
+
+    upstream_name = "llava_vid"
+    _upstream_module = upstream
+    video_decode_backend: str
+    _device_map_on_cpu = "auto"  # upstream's constructor takes every other value for a GPU's
+
+    def _family(self, model: Any) -> LlavaVideo:
+        return LlavaVideo(model)
+
+    def _selecting_model(self, *arguments: Any) -> LlavaSelectingModel:
+        self._image_processor = _PassOn
+        # Upstream's loop calls `load_video` for this one only, and does not get through the others.
+        self._decoder, self.video_decode_backend = self.video_decode_backend, "decord"
+        return LlavaSelectingModel(*arguments)
+
+    # Construction -------------------------------------------------------------------------------------------------
+
+    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        given = dict(given)
+        if (theirs := given.pop("torch_dtype", None)) is not None:
+            theirs = str(theirs).removeprefix("torch.")
+            if given.setdefault("dtype", theirs) != theirs:
+                raise OptionError(f"dtype={given['dtype']} and torch_dtype={theirs}: give one of them")
+        return {**super()._resolve(given), "torch_dtype": self.options.dtype}
+
+    def _config(self, pretrained: str) -> LlavaVideoConfig:
+        return LlavaVideoConfig.from_checkpoint(pretrained)
+
+    def _trained_with(self, config: Any) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
+
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        frames = whole_number("max_frames_num", upstream_args["max_frames_num"], at_least=1)
+        whole_number("video_fps", upstream_args["video_fps"], at_least=1)
+        check_pooling(upstream_args["mm_spatial_pool_mode"], upstream_args["mm_spatial_pool_stride"])
+        check_choice("mm_newline_position", upstream_args["mm_newline_position"], ("grid",))
+        check_choice("conv_template", upstream_args["conv_template"], conv_templates)
+        check_choice("video_decode_backend", upstream_args["video_decode_backend"], DECODERS)
+        self.options.check_frames(frames)
+
+    def _loaders(self) -> dict[str, Any]:
+        return {"load_pretrained_model": self._load_pretrained, "AutoConfig": _OwnConfig}
+
+    def _load_pretrained(
+        self,
+        pretrained: str,
+        model_base: Any,
+        model_name: str,
+        device_map: Any,
+        torch_dtype: Any,
+        attn_implementation: str,
+        overwrite_config: dict[str, Any] | None = None,
+    ) -> tuple[Any, Any, Any, int]:
+        """Tokenizer, model, image processor and context length, as the llava package's loader returns them."""
+        config = LlavaVideoConfig.from_checkpoint(pretrained)
+        for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride"):
+            setattr(config, name, (overwrite_config or {}).get(name, getattr(config, name)))
+        family, tokenizer = load_llava_video(
+            pretrained,
+            getattr(torch, self.options.dtype),
+            config,
+            device_map="cpu" if self._device.type == "cpu" else device_map,
+            attn_implementation=attn_implementation,
+        )
+        length = getattr(config, "tokenizer_model_max_length", None) or config.max_position_embeddings
+        return tokenizer, family.model, _PassOn, length
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    def load_video(
+        self, video_path: VisualSource, max_frames_num: int, fps: int, force_sample: bool = False
+    ) -> tuple[LlavaFrames, str, float]:
+        """Frames, their seconds as text, and the length in seconds; a failure is kept for `LlavaSelectingModel`."""
+        start = time.perf_counter()
+        size = self.config.vision_config.image_size
+        try:
+            frames, seconds, length = read_frames(video_path, max_frames_num, fps, force_sample, self._decoder, size)
+        except Exception as error:
+            frames, seconds, length = LlavaFrames(failure=error), "", 0.0
+            frames.row.text = video_path.question
+            frames.row.error = str(error) if isinstance(error, VideoError) else None
+        frames.row.seconds = time.perf_counter() - start
+        return frames, seconds, length
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Upstream's loop: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
+        return self._run(requests, super().loglikelihood)
+
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        return with_visuals(requests, _one_source)
+
+    def _file_complaint(self, path: str) -> str | None:
+        return frame_complaint(path)
+
+
+def _one_source(visuals: list[Any], question: str) -> list[VisualSource]:
+    return [VisualSource.of(visuals, question)]
+
+
+class _PassOn:
+    """In place of the image processor: frames are made into pixels where they are read."""
+
+    @staticmethod
+    def preprocess(frames: LlavaFrames, **kwargs: Any) -> dict[str, LlavaFrames]:
+        """Unchanged."""
+        return {"pixel_values": frames}
+
+
+class _OwnConfig:
+    """In place of AutoConfig, which upstream asks if a path has "yi" or "vicuna" in it, wherever that may be."""
+
+    from_pretrained = staticmethod(LlavaVideoConfig.from_checkpoint)

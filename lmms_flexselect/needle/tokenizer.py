@@ -1,0 +1,44 @@
+"""The needle models' tokenizer: byte-level BPE as Qwen2's, learned here from the benchmark's few words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import Qwen2Tokenizer
+
+from lmms_flexselect.needle.benchmark import question
+from lmms_flexselect.needle.videos import COLOURS, SHAPES
+
+MAX_POSITIONS = 32768
+
+# What every Qwen2 text model has.
+TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS) -> Qwen2Tokenizer:
+    """Any text is representable, and each word of a needle question is one token."""
+    corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
+    corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]
+    corpus += ["Answer with the option's letter from the given choices directly.", "The best answer is: A. B. C. D."]
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    # The vocabulary limit is out of reach: merging stops when every word of the corpus has become one token.
+    trainer = BpeTrainer(vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False)
+    bpe.train_from_iterator(corpus, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    return tokenizer

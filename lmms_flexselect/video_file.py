@@ -1,0 +1,142 @@
+"""Opening a video file and taking frames out of it; every failure names the file.
+
+Readers of lmms-eval and qwen-vl-utils answer a decoding error by trying another decoder, whose own failure then hides
+the first, or by an answer; these do neither.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmms_flexselect.errors import VideoError, first_line
+
+LEAST_FRAMES = 2
+_TOLERATED_LOSS = 0.05  # headers round, and sound may go on after the picture; half a second is tolerated too
+
+
+@dataclass
+class VideoFile:
+    """An open video.
+
+    Attributes
+    ----------
+    path
+        Where it lies.
+    frames
+        How many it has.
+    fps
+        Their average rate.
+    """
+
+    path: str
+    frames: int
+    fps: float
+    _read: Callable[[Sequence[int]], np.ndarray] = field(repr=False)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The frames at `indices`, ascending: ``(frames, height, width, 3)`` uint8.
+
+        Raises
+        ------
+        VideoError
+            If they cannot be decoded.
+        """
+        try:
+            return torch.from_numpy(self._read(indices))
+        except Exception as error:
+            reason = first_line(error)
+            raise VideoError(f"{self.path}: decoding failed, the file may be truncated ({reason})") from None
+
+
+def file_complaint(path: str) -> str | None:
+    """What is wrong with a video file without opening it, or None."""
+    if not os.path.exists(path):
+        return "no such video file"
+    if os.path.isdir(path):
+        return "is a folder, not a video file"
+    return None if os.path.getsize(path) else "the video file is empty"
+
+
+def open_video(path: str, decoder: str = "decord") -> VideoFile:
+    """Open a video file.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    decoder
+        ``"decord"`` or ``"pyav"``.
+
+    Raises
+    ------
+    VideoError
+        If the file is missing, empty, not a video, shorter than its header says, or of fewer than two frames.
+    """
+    if complaint := file_complaint(path):
+        raise VideoError(f"{path}: {complaint}")
+    try:
+        video = {"decord": _decord, "pyav": _pyav}[decoder](path)
+    except Exception as error:
+        # Both decoders quote the path, which is there already.
+        reason = re.sub(rf"[:\s]*['\"]?{re.escape(path)}['\"]?[.\s]*", "", first_line(error))
+        raise VideoError(f"{path}: not a readable video ({reason})") from None
+    if video.frames < LEAST_FRAMES:
+        raise VideoError(f"{path}: has {video.frames} frame(s); at least {LEAST_FRAMES} are needed")
+    _check_length(video)
+    return video
+
+
+def _decord(path: str) -> VideoFile:
+    import decord
+
+    reader = decord.VideoReader(path)
+    return VideoFile(path, len(reader), reader.get_avg_fps(), lambda indices: reader.get_batch(indices).asnumpy())
+
+
+def _pyav(path: str) -> VideoFile:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        # Matroska and WebM do not store the number of frames.
+        frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+    if not fps:
+        raise ValueError("its frame rate is unknown")
+
+    def read(indices: Sequence[int]) -> np.ndarray:
+        wanted, taken = set(indices), {}
+        with av.open(path) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    taken[number] = frame.to_ndarray(format="rgb24")
+                if len(taken) == len(wanted):
+                    break
+        if missing := wanted - set(taken):
+            raise ValueError(f"it ends before frame {min(missing)}")
+        return np.stack([taken[index] for index in indices])
+
+    return VideoFile(path, frames, fps, read)
+
+
+def _check_length(video: VideoFile) -> None:
+    """Compare what can be read with what the header promises.
+
+    Formats that need no index (Matroska, WebM, AVI) stay readable when they are cut off, as a shorter video.
+    """
+    with suppress(av.FFmpegError, IndexError), av.open(video.path) as container:
+        stream = container.streams.video[0]
+        promised = float(container.duration or 0) / av.time_base
+        if stream.duration and stream.time_base:
+            promised = float(stream.duration * stream.time_base)
+        frames = max(stream.frames, promised * video.fps)
+        if video.frames < frames * (1 - _TOLERATED_LOSS) - video.fps / 2:
+            raise VideoError(f"{video.path}: holds {video.frames} of {frames:.0f} frames; the file may be truncated")
