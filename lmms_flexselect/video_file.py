@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,8 @@ from torch import Tensor
 from lmms_flexselect.errors import VideoError, first_line
 
 LEAST_FRAMES = 2
+_FRAMES_AT_ONCE = 32
+_CLOSE = 2  # frames passed for each one wanted
 _TOLERATED_LOSS = 0.05  # headers round, and sound may go on after the picture; half a second is tolerated too
 
 
@@ -99,7 +102,20 @@ def _decord(path: str) -> VideoFile:
     import decord
 
     reader = decord.VideoReader(path)
-    return VideoFile(path, len(reader), reader.get_avg_fps(), lambda indices: reader.get_batch(indices).asnumpy())
+
+    def read(indices: Sequence[int]) -> np.ndarray:
+        parts = [indices[start : start + _FRAMES_AT_ONCE] for start in range(0, len(indices), _FRAMES_AT_ONCE)]
+        return np.concatenate([_read_part(reader, part) for part in parts])
+
+    return VideoFile(path, len(reader), reader.get_avg_fps(), read)
+
+
+def _read_part(reader: Any, indices: Sequence[int]) -> np.ndarray:
+    """Frames that lie close together are read with those between them: decord would look for each on its own."""
+    first, last = min(indices), max(indices)
+    if last - first < _CLOSE * len(indices):
+        return reader.get_batch(range(first, last + 1)).asnumpy()[[index - first for index in indices]]
+    return reader.get_batch(indices).asnumpy()
 
 
 def _pyav(path: str) -> VideoFile:

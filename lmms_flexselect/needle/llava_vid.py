@@ -98,6 +98,9 @@ class NeedleLlavaVideo:
 
     title = "LLaVA-Video"
     likeness = "architecture, prompt and checkpoint layout of LLaVA-Video"
+
+    # The reference layer is the one whose selection answered best at 512 units (layers 0 to 5: 1.00, .99, .93, .94,
+    # .85, .86).
     preset: dict[str, Any] = {  # noqa: RUF012
         "reference_layer": 0,
         "token_budget": 96,

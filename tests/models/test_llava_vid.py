@@ -103,6 +103,18 @@ def test_selection_reaches_the_language_model(generated, llava_checkpoint, video
 
 
 @pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
+@pytest.mark.parametrize(
+    ("budget", "remainder", "kept"), [(7, "spread", 7), (13, "spread", 13), (13, "drop", 12), (35, "spread", 35)]
+)
+def test_a_budget_is_not_rounded_to_whole_frames(llava_checkpoint, videos, selector, budget, remainder, kept):
+    """As it is for Qwen2.5-VL, by its reference code."""
+    arguments = {**SELECT, "token_budget": budget, "budget_remainder": remainder}
+    model = llava(llava_checkpoint, **arguments, selector=selector)
+    ask(model, [Question(PROMPT, (videos[0],))])
+    assert [record.visual_tokens_kept for record in model._selecting.records] == [kept]
+
+
+@pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
 def test_a_budget_no_smaller_than_the_video_changes_nothing(generated, llava_checkpoint, videos, selector):
     questions = [Question(PROMPT, (video,)) for video in videos]
     baseline = ask(llava(llava_checkpoint, **SELECT, selector="none"), questions)
