@@ -21,7 +21,6 @@ from lmms_flexselect.prompt import VideoPrompt, left_padded
 from lmms_flexselect.selectors import ReferenceLayer
 
 VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
-_IGNORED = -100
 
 
 def resize_frames(frames: Tensor, size: int) -> Tensor:
@@ -137,19 +136,17 @@ class LlavaVideo:
         video = torch.full_like(expanded, -1)
         frame = torch.full_like(expanded, -1)
         embeds = self.model.get_input_embeddings()(expanded.clamp(min=0))
-        start, grids = 0, []
+        grids = []
         places = sizes.cumsum(0) - sizes
         for number, (frames, place) in enumerate(zip(own, places[ids == VIDEO_TOKEN].tolist(), strict=True)):
             grids.append((len(frames), rows, columns))
+            behind = place
             for chunk in frames.split(self.frames_per_chunk):
                 features = self._encode(chunk, embeds).flatten(0, 1)
-                embeds[place + start : place + start + len(features)] = features
-                start += len(features)
-            video[place : place + start] = number
-            frame[place : place + start] = torch.arange(len(frames), device=ids.device).repeat_interleave(
-                rows * columns
-            )
-            start = 0
+                embeds[behind : behind + len(features)] = features
+                behind += len(features)
+            video[place:behind] = number
+            frame[place:behind] = torch.arange(len(frames), device=ids.device).repeat_interleave(rows * columns)
 
         def compact_positions(present: Tensor) -> Tensor:
             return torch.arange(int(present.sum()), device=present.device)[None]
@@ -205,4 +202,4 @@ class LlavaVideo:
 
 def continuation_loss(logits: Tensor, continuation: Tensor) -> Tensor:
     """Mean negative log-likelihood of a continuation, a scalar: what lmms-eval's LLaVA classes return as loss."""
-    return F.cross_entropy(logits, continuation.to(logits.device), ignore_index=_IGNORED)
+    return F.cross_entropy(logits, continuation.to(logits.device))
