@@ -12,7 +12,7 @@ from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, check_pooling
 from lmms_flexselect.models._llava_frames import DECODERS, LlavaFrames, VisualSource, frame_complaint, read_frames
 from lmms_flexselect.models._llava_package import conv_templates, upstream_llava_vid
-from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
+from lmms_flexselect.models._llava_selecting_model import Likelihood, LlavaSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
@@ -27,7 +27,7 @@ else:
 class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     """Upstream's class on a LLaVA-Video of our own; frames, prompts and the loops are upstream's."""
 
-    upstream_name = "llava_vid"
+    upstream_name = _family_name = "llava_vid"
     _upstream_module = upstream
     video_decode_backend: str
     _device_map_on_cpu = "auto"  # upstream's constructor takes every other value for a GPU's
@@ -105,14 +105,13 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
             frames, seconds, length = read_frames(video_path, max_frames_num, fps, force_sample, self._decoder, size)
         except Exception as error:
             frames, seconds, length = LlavaFrames(failure=error), "", 0.0
-            frames.row.text = video_path.question
             frames.row.error = str(error) if isinstance(error, VideoError) else None
         frames.row.seconds = time.perf_counter() - start
         return frames, seconds, length
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> list[Likelihood]:
         """Upstream's loop: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
-        return self._run(requests, super().loglikelihood)
+        return [Likelihood(pair) for pair in self._run(requests, super().loglikelihood)]
 
     def _prepared(self, requests: list[Any]) -> list[Any]:
         return with_visuals(requests, _one_source)

@@ -9,7 +9,7 @@ from typing import Any
 import decord
 import pytest
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import Instance, unwrap_generation_output
 from transformers import AutoTokenizer
 
 from lmms_flexselect.dump import read_selection
@@ -45,6 +45,11 @@ def exact(llava_checkpoint):
 
 
 def likelihoods(model, asked, prompt=PROMPT, callable_targets=False):
+    """Loss and whether the target is the likeliest text, for each question."""
+    return [tuple(answer) for answer in answers(model, asked, prompt, callable_targets)]
+
+
+def answers(model, asked, prompt=PROMPT, callable_targets=False):
     """Answers to requests as lmms-eval makes them of `(video, target)` pairs, one document each."""
     documents = [SimpleNamespace(video=video, target=target) for video, target in asked]
     model.task_dict["asked"] = {"test": documents}
@@ -96,6 +101,15 @@ def test_loss_is_the_mean_nll_of_the_target(
         assert is_greedy is wanted_greedy is False
         if selector == "reference":
             assert loss != pytest.approx(mean_nll(exact, tokenizer, video, target)[0], rel=1e-4)
+
+
+def test_the_evaluator_hands_on_loss_and_likeliest(llava_checkpoint, videos):
+    """A `GenerationResult` around the pair would get through, and with it `multiple_choice` tasks."""
+    (answer,) = answers(llava(llava_checkpoint, **SELECT), [(videos[0], "A")])
+    handed_on, _ = unwrap_generation_output(answer)
+    loss, is_greedy = handed_on
+    assert loss > 0
+    assert is_greedy is False
 
 
 def test_a_whole_budget_is_no_selection(llava_checkpoint, videos):
