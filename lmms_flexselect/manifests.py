@@ -26,4 +26,12 @@ def manifests() -> list[ModelManifest]:
             model_id="llava_vid_flexselect",
             simple_class_path="lmms_flexselect.models.llava_vid.LlavaVidFlexSelect",
         ),
+        ModelManifest(
+            model_id="internvl_hf_flexselect",
+            chat_class_path="lmms_flexselect.models.internvl_hf.InternVLHfFlexSelect",
+        ),
+        ModelManifest(
+            model_id="internvl2_flexselect",
+            chat_class_path="lmms_flexselect.models.internvl_hf.InternVL2FlexSelect",
+        ),
     ]

@@ -19,10 +19,19 @@ CHOICES = {
     "reduction": REDUCTIONS,
     "budget_remainder": REMAINDERS,
     "rope": ROPE_RULES,
+    "frame_labels": ("numbered", "bare"),
+    "image_marks": ("compete", "stay"),
+    "system_message": ("internvl2_5", "none"),
     "dtype": ("bfloat16", "float16", "float32"),
 }
 # Options that say nothing to other families, and are refused there.
-_OF_ONE_FAMILY = {"rope": "qwen2_5_vl", "seconds_per_unit": "qwen2_5_vl"}
+_OF_ONE_FAMILY = {
+    "rope": "qwen2_5_vl",
+    "seconds_per_unit": "qwen2_5_vl",
+    "frame_labels": "internvl_hf",
+    "image_marks": "internvl_hf",
+    "system_message": "internvl_hf",
+}
 
 
 @dataclass
@@ -51,6 +60,13 @@ class FlexSelectOptions:
         ``published``: positions as the model was trained with; ``library``: as the installed transformers has them.
     seconds_per_unit
         Seconds per temporal unit in the answer's prompt; None takes the real sampling, 1.0 is the paper's runs.
+    frame_labels
+        InternVL: ``numbered`` puts each frame on a line ``Frame7: <img>…</img>``, as the models were trained and
+        lmms-eval asks; ``bare`` puts nothing between frames, as the reference asks InternVL2.5.
+    image_marks
+        InternVL: whether ``<img>`` and ``</img>`` ``compete`` with visual tokens (the reference's way) or ``stay``.
+    system_message
+        InternVL: ``internvl2_5`` says what that model was trained to be told first; ``none`` says nothing.
     seed
         Of ``selector=random``.
     dtype
@@ -70,6 +86,9 @@ class FlexSelectOptions:
     budget_remainder: str = "spread"
     rope: str = "published"
     seconds_per_unit: float | None = None
+    frame_labels: str = "numbered"
+    image_marks: str = "compete"
+    system_message: str = "none"
     seed: int = 0
     dtype: str = "bfloat16"
     strict: bool = True

@@ -23,13 +23,20 @@ _QWEN2_5_VL: dict[str, Any] = {
 # 512 frames of 210 tokens, of which 32 frames' worth are kept; upstream would read 20 frames, pooled to 182.
 _LLAVA_VIDEO: dict[str, Any] = {"max_frames_num": 512, "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
 
+# 512 frames of 256 tokens and two marks, of which 32 frames' worth are kept.
+_INTERNVL: dict[str, Any] = {"num_frames": 512}
+
 _BY_NAME: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": (r"qwen2\.5-vl-(3b|7b|32b|72b)", _QWEN2_5_VL),
     "llava_vid": (r"llava-video-(7b|72b)", _LLAVA_VIDEO),
+    "internvl_hf": (r"internvl2_5-8b$", _INTERNVL),
 }
 
 # Whatever the checkpoint's name: the paper's budget, and the one chat template that fits (upstream's is Vicuna's).
-_BY_FAMILY: dict[str, dict[str, Any]] = {"llava_vid": {"token_budget": 32 * 210, "conv_template": "qwen_1_5"}}
+_BY_FAMILY: dict[str, dict[str, Any]] = {
+    "llava_vid": {"token_budget": 32 * 210, "conv_template": "qwen_1_5"},
+    "internvl_hf": {"token_budget": 32 * 258},
+}
 
 # Reference layers the paper measured, by the decoder's depth: 7B/8B and 72B.
 _MEASURED_LAYER: dict[tuple[str, int], int] = {
@@ -37,10 +44,11 @@ _MEASURED_LAYER: dict[tuple[str, int], int] = {
     ("qwen2_5_vl", 80): 60,
     ("llava_vid", 28): 19,
     ("llava_vid", 80): 60,
+    ("internvl_hf", 32): 15,
 }
 
 # For any other depth the same fraction as in the 7B model. Not measured: a start for a recall@K analysis.
-_RELATIVE_DEPTH = {"llava_vid": 19 / 28}
+_RELATIVE_DEPTH = {"llava_vid": 19 / 28, "internvl_hf": 15 / 32}
 _RELATIVE_DEPTH_ELSEWHERE = 20 / 28
 
 

@@ -37,6 +37,9 @@ class VideoPrompt:
     closes_up
         Whether the tokens that selection keeps are renumbered ``0 .. kept-1`` (one axis), as the reference does for
         LLaVA-Video and InternVL; else they stay at the positions they had.
+    label
+        ``(tokens,)`` int64: the video of whose frame a text token tells (``Frame7: ``), -1 for all others; `frame` has
+        the frame's number there too. None where frames have no such text.
     """
 
     input_ids: Tensor
@@ -47,6 +50,7 @@ class VideoPrompt:
     grids: list[tuple[int, int, int]]
     compact_positions: Callable[[Tensor], Tensor] | None
     closes_up: bool = False
+    label: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -78,6 +82,7 @@ class VideoPrompt:
             position_ids=positions,
             video=self.video[columns],
             frame=self.frame[columns],
+            label=None if self.label is None else self.label[columns],
             compact_positions=None,
         )
 

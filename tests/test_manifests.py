@@ -14,6 +14,7 @@ from lmms_flexselect.manifests import manifests
 
 QWEN = "qwen2_5_vl_flexselect"
 LLAVA = "llava_vid_flexselect"
+INTERNVL = ("internvl_hf_flexselect", "internvl2_flexselect")
 
 
 def in_a_fresh_interpreter(code):
@@ -37,7 +38,7 @@ def test_importing_the_manifests_loads_nothing_heavy():
 def test_the_entry_point_is_the_manifests():
     (ours,) = [e for e in entry_points(group="lmms_eval.models") if e.value.startswith("lmms_flexselect")]
     assert ours.load() is manifests
-    assert [manifest.model_id for manifest in manifests()] == [QWEN, LLAVA]
+    assert [manifest.model_id for manifest in manifests()] == [QWEN, LLAVA, *INTERNVL]
 
 
 @pytest.mark.parametrize("force_simple", [False, True])
@@ -73,3 +74,12 @@ def test_the_packages_names_are_loaded_on_first_use():
     }
     with pytest.raises(AttributeError, match="has no attribute 'FlexSelection'"):
         _ = lmms_flexselect.FlexSelection
+
+
+@pytest.mark.parametrize("name", INTERNVL)
+def test_lmms_evals_registry_finds_the_chat_classes_of_internvl(name):
+    from lmms_eval.models import MODEL_REGISTRY_V2
+
+    model_class = MODEL_REGISTRY_V2.get_model_class(name)
+    assert model_class.upstream_name == name.removesuffix("_flexselect")
+    assert not model_class.is_simple

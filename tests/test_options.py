@@ -19,6 +19,9 @@ DEFAULTS = {
     "reduction": "max",
     "budget_remainder": "spread",
     "rope": "published",
+    "frame_labels": "numbered",
+    "image_marks": "compete",
+    "system_message": "none",
     "seconds_per_unit": None,
     "seed": 0,
     "dtype": "bfloat16",
@@ -30,6 +33,9 @@ ALLOWED = {
     "reduction": ["max", "mean"],
     "budget_remainder": ["spread", "drop"],
     "rope": ["published", "library"],
+    "frame_labels": ["numbered", "bare"],
+    "image_marks": ["compete", "stay"],
+    "system_message": ["internvl2_5", "none"],
     "dtype": ["bfloat16", "float16", "float32"],
 }
 
@@ -46,6 +52,17 @@ def complaint(call, *args, **kwargs):
 def test_defaults():
     assert FlexSelectOptions().to_dict() == DEFAULTS
     assert FlexSelectOptions.names() == set(DEFAULTS)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_vid", "internvl_hf"])
+def test_a_familys_options_are_those_that_mean_something_to_it(family):
+    own = {
+        "qwen2_5_vl": {"rope", "seconds_per_unit"},
+        "llava_vid": set(),
+        "internvl_hf": {"frame_labels", "image_marks", "system_message"},
+    }
+    others = set().union(*(names for name, names in own.items() if name != family))
+    assert FlexSelectOptions.names_for(family) == FlexSelectOptions.names() - others
 
 
 def test_every_choice_is_tested():

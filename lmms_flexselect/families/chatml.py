@@ -9,7 +9,7 @@ SYSTEM = "You are a helpful assistant."
 END = "<|im_end|>"
 
 
-def chatml(turns: Iterable[tuple[str, str | None]], system: str = SYSTEM) -> str:
+def chatml(turns: Iterable[tuple[str, str | None]], system: str | None = SYSTEM) -> str:
     """A chat as one text.
 
     Parameters
@@ -17,9 +17,10 @@ def chatml(turns: Iterable[tuple[str, str | None]], system: str = SYSTEM) -> str
     turns
         Role (``"user"``, ``"assistant"``) and text of each; None where the model is to go on.
     system
-        Text of the turn before them.
+        Text of the turn before them; None for no such turn.
     """
-    opened = [(role, "" if text is None else f"{text}{END}\n") for role, text in [("system", system), *turns]]
+    before = [] if system is None else [("system", system)]
+    opened = [(role, "" if text is None else f"{text}{END}\n") for role, text in [*before, *turns]]
     return "".join(f"<|im_start|>{role}\n{text}" for role, text in opened)
 
 

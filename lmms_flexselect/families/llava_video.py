@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
+from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.loading import load_tokenizer, load_whole
 from lmms_flexselect.prompt import VideoPrompt, left_padded
 from lmms_flexselect.selectors import ReferenceLayer
@@ -23,18 +22,9 @@ from lmms_flexselect.selectors import ReferenceLayer
 VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
 
 
-def resize_frames(frames: Tensor, size: int) -> Tensor:
-    """Frames ``(frames, height, width, 3)`` uint8 as squares of `size` pixels, by PIL's bicubic rule as in training."""
-    if frames.shape[1:3] == (size, size):
-        return frames
-    images = (Image.fromarray(frame.numpy()).resize((size, size), Image.Resampling.BICUBIC) for frame in frames)
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-
-
 def pixel_values(frames: Tensor, size: int) -> Tensor:
     """What the tower reads: ``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32 in -1..1."""
-    pixels = resize_frames(frames, size).permute(0, 3, 1, 2).float() * (1 / 255)
-    return (pixels - 0.5) / 0.5
+    return normalised(frames, size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def load_llava_video(

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from lmms_flexselect.errors import VideoError, first_line
-from lmms_flexselect.families.llava_video import resize_frames
+from lmms_flexselect.families.pixels import resize_frames
 from lmms_flexselect.video_file import open_video
 
 _PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames

@@ -22,7 +22,7 @@ from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._preflight import check_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
 from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import command_line, replaced, use_upstream_prompts
+from lmms_flexselect.models._upstream import EscapeUpstream, command_line, replaced, use_upstream_prompts
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
@@ -41,6 +41,8 @@ class FlexSelectPlugin(lmms):
     upstream_name: ClassVar[str]
     _upstream_module: ClassVar[ModuleType]
     _device_map_on_cpu: ClassVar[str] = "cpu"
+    _family_name: ClassVar[str]
+    """Of presets, options and needle checkpoint: upstream's name of the class that reads the family."""
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -103,17 +105,17 @@ class FlexSelectPlugin(lmms):
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
-        known = {*FlexSelectOptions.names_for(self.upstream_name), *accepted}
+        known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
         check_names(given, known)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = given.get("pretrained", signature["pretrained"].default)
         if pretrained == "needle" and not os.path.exists(pretrained):
-            pretrained = str(CHECKPOINTS / self.upstream_name)
+            pretrained = str(CHECKPOINTS / self._family_name)
         config = self._config(str(pretrained))
         num_layers = config.get_text_config().num_hidden_layers
         own = getattr(config, "flexselect", None)
-        fill = self._trained_with(config) | preset(self.upstream_name, str(pretrained), own, num_layers)
+        fill = self._trained_with(config) | preset(self._family_name, str(pretrained), own, num_layers)
         check_names(fill, known)
         self.options = FlexSelectOptions.resolve(given, fill)
         self.options.check_model(num_layers)
@@ -170,8 +172,14 @@ class FlexSelectPlugin(lmms):
                 check_videos(requests, self.task_dict, self._file_complaint)
                 self.task_dict.last(0)  # nobody's turn yet
             return loop(self._prepared(requests))
-        except FlexSelectError as error:
+        except EscapeUpstream as escape:
+            error = escape.__cause__
+        except FlexSelectError as own:
+            error = own
+        if isinstance(error, FlexSelectError):
             _stop(error)
+        assert error is not None
+        raise error
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""

@@ -68,6 +68,10 @@ def command_line() -> Any:
     return next((task.args for task in _our_tasks if getattr(task, "args", None) is not None), None)
 
 
+class EscapeUpstream(BaseException):
+    """Carries an error, as its cause, past an upstream loop that would make an answer of any `Exception`."""
+
+
 @contextmanager
 def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
     """Let `module` see other objects under `names` for the duration; undone whatever happens."""

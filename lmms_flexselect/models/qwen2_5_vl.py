@@ -29,7 +29,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     fps: float | None
     max_num_frames: int
     processor: Any
-    upstream_name = "qwen2_5_vl"
+    upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
 
     def _family(self, model: Any) -> Qwen2_5_VL:

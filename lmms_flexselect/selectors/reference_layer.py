@@ -50,6 +50,8 @@ class ReferenceLayer:
         if prompt.compact_positions is None:
             raise FlexSelectError("this prompt has been shortened already; score the full one")
         present = ~prompt.visual
+        if prompt.label is not None:
+            present &= self._tells_of(prompt, columns)
         present[columns] = True
         embeds = prompt.inputs_embeds[present.to(prompt.inputs_embeds.device)]
         q, k, scale = queries_and_keys(self.decoder, self.layer, embeds, prompt.compact_positions(present))
@@ -59,3 +61,10 @@ class ReferenceLayer:
         visual[place[columns].to(q.device)] = True
         rows = place[queries].to(q.device)  # the layer may lie on another device than the prompt
         return visual_relevance(q[:, rows], k, rows, visual, scale, self.reduction)
+
+    @staticmethod
+    def _tells_of(prompt: VideoPrompt, columns: Tensor) -> Tensor:
+        """``(tokens,)`` bool: all but the labels of frames that are not at `columns`."""
+        assert prompt.label is not None
+        of_video = prompt.label == prompt.video[columns[0]]
+        return (prompt.label < 0) | (of_video & torch.isin(prompt.frame, prompt.frame[columns]))

@@ -54,6 +54,8 @@ def no_weights(monkeypatch):
         ({"video_decode_backend": "foo"}, "video_decode_backend=foo: must be one of decord, pyav, image"),
         ({"max_num_frames": 16}, "unknown model argument max_num_frames: did you mean max_frames_num? known are add_"),
         ({"fps": 2}, "unknown model argument fps: "),
+        ({"rope": "published"}, "unknown model argument rope: "),  # has its axes in Qwen2.5-VL alone
+        ({"seconds_per_unit": 1.0}, "unknown model argument seconds_per_unit: "),
         ({"reference_layer": 6}, "reference_layer=6: this model has layers 0 to 5"),
         ({"reference_layer": -1}, "reference_layer=-1: must be a whole number of at least 0"),
         ({"selector": "best"}, "selector=best: must be one of reference, uniform, random, none"),

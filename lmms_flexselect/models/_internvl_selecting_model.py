@@ -1,0 +1,40 @@
+"""`SelectingModel` for lmms-eval's `internvl_hf`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lmms_flexselect.models._batch_selecting_model import BatchSelectingModel
+from lmms_flexselect.models._upstream import EscapeUpstream
+
+_OURS = ("token_video", "token_frame")
+
+
+class InternVLSelectingModel(BatchSelectingModel):
+    """Reads what `InternVLMedia` makes."""
+
+    _inputs = frozenset({"input_ids", "attention_mask", "pixel_values", *_OURS})
+    _visual_token = "image_token_id"
+
+    def generate(self, **kwargs: Any) -> Tensor:
+        """See `BatchSelectingModel`; upstream's loop would make an empty answer of any exception.
+
+        Raises
+        ------
+        EscapeUpstream
+            For whatever went wrong.
+        """
+        try:
+            return super().generate(**kwargs)
+        except Exception as error:
+            raise EscapeUpstream(error) from error
+
+    def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
+        """No video in it."""
+        return bool((inputs["token_video"] < 0).all())
+
+    def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in inputs.items() if name not in _OURS}

@@ -1,0 +1,113 @@
+"""``--model internvl_hf_flexselect`` and ``internvl2_flexselect``: upstream's InternVL with visual tokens selected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lmms_eval.models.chat import internvl_hf as upstream
+from lmms_eval.models.chat.internvl_hf import InternVLHf
+
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.internvl import InternVL
+from lmms_flexselect.families.internvl_checkpoint import load_model
+from lmms_flexselect.families.internvl_config import read_config
+from lmms_flexselect.families.internvl_prompt import END, START
+from lmms_flexselect.families.internvl_tokenizer import stop_token_ids
+from lmms_flexselect.models._internvl_processor import FrameSegments, InternVLMedia, PromptForm, load_processor
+from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
+from lmms_flexselect.models._plugin import FlexSelectPlugin
+from lmms_flexselect.options import check_choice, whole_number
+
+
+class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
+    """Chat class, for checkpoints in transformers' layout and in InternVL2.5's own."""
+
+    is_simple = False
+    upstream_name = "internvl_hf"
+    _family_name = "internvl_hf"
+    _upstream_module = upstream
+    _whole_steps = False
+    processor: Any
+    num_frames: int | None
+    fps: float | None
+
+    @property
+    def eot_token_id(self) -> Any:
+        """All tokens that end an answer. Upstream's choice, the tokenizer's, is never said by an InternLM2 decoder."""
+        return stop_token_ids(self.tokenizer, self._model.generation_config)
+
+    def _family(self, model: Any) -> InternVL:
+        start, end = self.tokenizer.convert_tokens_to_ids([START, END])
+        return InternVL(model, (start, end), self.options.image_marks)
+
+    def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
+        self.processor = InternVLMedia(
+            self.processor,
+            PromptForm(self.options.frame_labels, self.options.system_message, self._model.config.image_seq_length),
+            FrameSegments(self.num_frames, self.fps, self._whole_steps),
+            self.options.strict,
+            getattr(torch, self.options.dtype),
+        )
+        return InternVLSelectingModel(self.processor, *arguments)
+
+    # Construction -------------------------------------------------------------------------------------------------
+
+    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        wordless = {name: None for name in ("fps", "num_frames") if str(given.get(name)).lower() == "none"}
+        return super()._resolve({**given, **wordless})
+
+    def _config(self, pretrained: str) -> Any:
+        return read_config(pretrained)
+
+    def _trained_with(self, config: Any) -> dict[str, Any]:
+        return {"system_message": "none" if config.original_template is None else "internvl2_5"}
+
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        frames, fps = upstream_args["num_frames"], upstream_args["fps"]
+        if frames is not None:
+            self.options.check_frames(whole_number("num_frames", frames, at_least=1))
+        elif fps is None:
+            raise OptionError("num_frames=none: give fps, the frames a second to read instead")
+        elif isinstance(fps, (bool, str)) or not fps > 0:
+            raise OptionError(f"fps={fps}: must be greater than 0")
+        if whole_number("batch_size", int(upstream_args["batch_size"]), at_least=1) != 1:
+            raise OptionError(f"batch_size={upstream_args['batch_size']}: upstream's internvl_hf reads 1 at a time")
+
+    def _loaders(self) -> dict[str, Any]:
+        return {"InternVLForConditionalGeneration": _Loader(self._load_model), "AutoProcessor": _Loader(self._load_own)}
+
+    def _load_model(self, pretrained: str, **kwargs: Any) -> Any:
+        wanted = ("revision", "attn_implementation", "device_map")
+        return load_model(pretrained, getattr(torch, self.options.dtype), **{name: kwargs[name] for name in wanted})
+
+    def _load_own(self, pretrained: str, revision: str | None = None, **kwargs: Any) -> Any:
+        config = self._model.config
+        size = config.vision_config.image_size
+        original = config.original_template is not None
+        return load_processor(pretrained, original, size[0] if isinstance(size, (list, tuple)) else size, revision)
+
+
+class InternVL2FlexSelect(InternVLHfFlexSelect):
+    """The same by the name, the prompts and the arguments of upstream's `internvl2`."""
+
+    upstream_name = "internvl2"
+    _whole_steps = True
+
+    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
+        given = dict(given)
+        check_choice("modality", given.pop("modality", "video"), ("video",))
+        given.pop("num_layers", None)  # upstream's, for a device map that transformers finds out by itself
+        for theirs in ("num_frame", "num_segments"):
+            if theirs in given:
+                frames = given.pop(theirs)
+                if given.setdefault("num_frames", frames) != frames:
+                    raise OptionError(f"{theirs}={frames} and num_frames={given['num_frames']}: give one of them")
+        return super()._resolve(given)
+
+
+class _Loader:
+    """Something with the one method that upstream calls to load."""
+
+    def __init__(self, from_pretrained: Any) -> None:
+        self.from_pretrained = from_pretrained
