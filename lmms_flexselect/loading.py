@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from lmms_flexselect.errors import OptionError, first_line
+
+
+def raw_config(pretrained: str, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint's ``config.json`` says, as it is, for layouts that transformers does not know.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
+    try:
+        contents, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)
+        if not contents:
+            raise OSError("no config.json")
+    except Exception as error:
+        raise _nothing_there(pretrained, error) from None
+    return contents
 
 
 def checkpoint_config(pretrained: str, model_type: str) -> Any:
@@ -23,12 +40,16 @@ def checkpoint_config(pretrained: str, model_type: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(pretrained)
     except Exception as error:
-        raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({first_line(error)})") from None
+        raise _nothing_there(pretrained, error) from None
     if config.model_type != model_type:
         raise OptionError(
             f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {model_type}"
         )
     return config
+
+
+def _nothing_there(pretrained: str, error: Exception) -> OptionError:
+    return OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({first_line(error)})")
 
 
 def load_whole(

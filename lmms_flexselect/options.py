@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.internvl import IMAGE_MARKS
+from lmms_flexselect.families.internvl_prompt import FRAME_LABELS, SYSTEM_MESSAGES
 from lmms_flexselect.families.mrope import ROPE_RULES
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.selection import REMAINDERS
@@ -19,9 +21,9 @@ CHOICES = {
     "reduction": REDUCTIONS,
     "budget_remainder": REMAINDERS,
     "rope": ROPE_RULES,
-    "frame_labels": ("numbered", "bare"),
-    "image_marks": ("compete", "stay"),
-    "system_message": ("internvl2_5", "none"),
+    "frame_labels": FRAME_LABELS,
+    "image_marks": IMAGE_MARKS,
+    "system_message": tuple(SYSTEM_MESSAGES),
     "dtype": ("bfloat16", "float16", "float32"),
 }
 # Options that say nothing to other families, and are refused there.

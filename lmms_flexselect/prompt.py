@@ -91,3 +91,25 @@ def left_padded(rows: list[Tensor]) -> Tensor:
     """Rows ``(tokens, …)`` of a batch, with zeros in front of the shorter ones: ``(batch, longest, …)``."""
     longest = max(len(row) for row in rows)
     return torch.stack([torch.cat([row.new_zeros((longest - len(row), *row.shape[1:])), row]) for row in rows])
+
+
+def generation_inputs(prompts: list[VideoPrompt]) -> dict[str, Tensor]:
+    """What transformers' ``generate`` takes of a batch of prompts, but their positions.
+
+    Returns
+    -------
+    dict
+        ``input_ids`` and ``attention_mask`` ``(batch, longest)`` and ``inputs_embeds`` ``(batch, longest, hidden)``,
+        padded on the left. The ids are read by logits processors (repetition penalty) only.
+    """
+    embeds = left_padded([p.inputs_embeds for p in prompts])
+    return {
+        "input_ids": left_padded([p.input_ids for p in prompts]),
+        "inputs_embeds": embeds,
+        "attention_mask": left_padded([torch.ones_like(p.input_ids) for p in prompts]).to(embeds.device),
+    }
+
+
+def consecutive(present: Tensor) -> Tensor:
+    """Positions ``(1, kept)`` int64 from 0 on, of the tokens in a ``(tokens,)`` mask: most families' scoring rule."""
+    return torch.arange(int(present.sum()), device=present.device)[None]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.prompt import VideoPrompt, left_padded
-from lmms_flexselect.selectors import ReferenceLayer
+from lmms_flexselect.families.family import Family
+from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 
 IMAGE_MARKS = ("compete", "stay")
 
 
 @dataclass
-class InternVL:
+class InternVL(Family):
     """Reads an `InternVLForConditionalGeneration`.
 
     Attributes
@@ -31,28 +31,16 @@ class InternVL:
         InternVL2.5 (258 tokens a frame); ``"stay"``: they are text (256).
     tiles_per_chunk
         Tiles that go through the vision tower together: bounds memory, changes nothing.
-    round_budget
-        The reference takes this family's budget as it is (see `FlexSelect`).
     """
 
     model: Any
     mark_ids: tuple[int, int]
     image_marks: str = "compete"
     tiles_per_chunk: int = 32
-    round_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.image_marks not in IMAGE_MARKS:
             raise OptionError(f"image_marks={self.image_marks!r}: must be one of {', '.join(IMAGE_MARKS)}")
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The text model."""
-        return self.model.model.language_model
-
-    def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
-        """The training-free selector of this model."""
-        return ReferenceLayer(self.decoder, layer, reduction)
 
     @torch.no_grad()
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
@@ -91,18 +79,14 @@ class InternVL:
         visual = (video >= 0) & selectable
         side = int(self.model.config.image_seq_length**0.5)
         frames = [int(frame[video == v].max()) + 1 for v in range(int(video.max()) + 1)] if len(video) else []
-
-        def compact_positions(present: Tensor) -> Tensor:
-            return torch.arange(int(present.sum()), device=present.device)[None]
-
         return VideoPrompt(
             input_ids=ids,
             inputs_embeds=embeds,
-            position_ids=torch.arange(len(ids), device=ids.device)[None],
+            position_ids=consecutive(torch.ones_like(ids)),
             video=video.where(visual, -1),
             frame=frame,
             grids=[(count, side, side) for count in frames],
-            compact_positions=compact_positions,
+            compact_positions=consecutive,
             closes_up=True,
             label=video.where(~visual, -1),
         )
@@ -118,11 +102,5 @@ class InternVL:
         list of Tensor
             New token ids of each prompt, ``(new,)`` int64; shorter answers are padded.
         """
-        ids = left_padded([p.input_ids for p in prompts])
-        output = self.model.generate(
-            input_ids=ids,  # read by logits processors (repetition penalty) only
-            inputs_embeds=left_padded([p.inputs_embeds for p in prompts]),
-            attention_mask=left_padded([torch.ones_like(p.input_ids) for p in prompts]),
-            **generate_kwargs,
-        )
-        return list(output[:, ids.shape[1] :])
+        inputs = generation_inputs(prompts)
+        return list(self.model.generate(**inputs, **generate_kwargs)[:, inputs["input_ids"].shape[1] :])

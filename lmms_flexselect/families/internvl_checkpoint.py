@@ -21,8 +21,9 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.chatml import END
-from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, added_tokens, raw_config, read_config, reason
+from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, added_tokens, internvl_config, read_config
 from lmms_flexselect.families.internvl_tokenizer import stop_ids
+from lmms_flexselect.loading import load_whole
 
 _TOWER, _TEXT = "model.vision_tower.", "model.language_model."
 
@@ -84,31 +85,26 @@ def load_model(
     """
     if config is None:
         config = read_config(pretrained, revision)
-    others |= {"config": config, "dtype": dtype, "device_map": device_map}
     if attn_implementation is not None:
         others["attn_implementation"] = attn_implementation
-    original = raw_config(pretrained, revision)["model_type"] == ORIGINAL_TYPE
-    try:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": pretrained, "revision": revision}
-        if original:
+    source: dict[str, Any] = {"pretrained_model_name_or_path": pretrained, "revision": revision}
+    original = internvl_config(pretrained, revision)["model_type"] == ORIGINAL_TYPE
+    if original:
+        try:
             weights = dict(_native_weights(_files(pretrained, revision), config))
-            source = {"pretrained_model_name_or_path": None, "state_dict": weights}
-        model, info = InternVLForConditionalGeneration.from_pretrained(
-            **source, **others, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, SafetensorError) as error:
-        raise OptionError(f"pretrained={pretrained}: {reason(error)}") from None
-    except OptionError as error:
-        raise OptionError(f"pretrained={pretrained}: {error}") from None
-    wrong_shape = [key[0] for key in info["mismatched_keys"]]
-    problems = (
-        ("missing", info["missing_keys"]),
-        ("of another shape", wrong_shape),
-        ("unknown", info["unexpected_keys"]),
+        except OptionError as error:
+            raise OptionError(f"pretrained={pretrained}: {error}") from None
+        source = {"pretrained_model_name_or_path": None, "state_dict": weights}
+    model = load_whole(
+        InternVLForConditionalGeneration,
+        pretrained,
+        dtype,
+        all_known=True,
+        source=source,
+        config=config,
+        device_map=device_map,
+        **others,
     )
-    for problem, names in problems:
-        if names:
-            raise OptionError(f"pretrained={pretrained}: {len(names)} weight(s) {problem}, among them {min(names)}")
     if original:
         model.config.name_or_path = model.name_or_path = pretrained
         model.generation_config = _generation_config(pretrained, revision, model.config)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import InternVLConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import InternVLConfig, LlamaConfig, Qwen2Config
 from transformers.utils import cached_file
 
-from lmms_flexselect.errors import OptionError
+from lmms_flexselect.errors import OptionError, first_line
+from lmms_flexselect.loading import raw_config
 
 ORIGINAL_TYPE = "internvl_chat"
 NATIVE_TYPE = "internvl"
@@ -65,7 +66,7 @@ def read_config(pretrained: str, revision: str | None = None) -> InternVLConfig:
     OptionError
         If there is no such checkpoint, it is another family's, or one of a kind that this code does not do.
     """
-    original = raw_config(pretrained, revision)
+    original = internvl_config(pretrained, revision)
     try:
         if original["model_type"] == NATIVE_TYPE:
             config = InternVLConfig.from_pretrained(pretrained, revision=revision)
@@ -76,13 +77,13 @@ def read_config(pretrained: str, revision: str | None = None) -> InternVLConfig:
     except KeyError as error:
         raise OptionError(f"pretrained={pretrained}: its configuration files have no {error.args[0]}") from None
     except (AttributeError, OSError, TypeError, ValueError, StrictDataclassError) as error:
-        raise OptionError(f"pretrained={pretrained}: {reason(error)}") from None
+        raise OptionError(f"pretrained={pretrained}: {first_line(error)}") from None
     for name, value in {**added, "flexselect": original.get("flexselect")}.items():
         setattr(config, name, value)
     return config
 
 
-def raw_config(pretrained: str, revision: str | None = None) -> dict[str, Any]:
+def internvl_config(pretrained: str, revision: str | None = None) -> dict[str, Any]:
     """What ``config.json`` says, as it is.
 
     Raises
@@ -90,12 +91,7 @@ def raw_config(pretrained: str, revision: str | None = None) -> dict[str, Any]:
     OptionError
         If there is none, or it is another family's.
     """
-    try:
-        original, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)
-        if not original:
-            raise OSError("no config.json")
-    except Exception as error:
-        raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({reason(error)})") from None
+    original = raw_config(pretrained, revision)
     kind = original.get("model_type", "unknown")
     if kind not in (ORIGINAL_TYPE, NATIVE_TYPE):
         raise OptionError(
@@ -193,8 +189,3 @@ def _sizes(original: Mapping[str, Any], names: Iterable[str], part: str) -> dict
         if not isinstance(original[name], int) or original[name] < 1:
             raise ValueError(f"{part}.{name}={original[name]}: must be a whole number of at least 1")
     return {name: original[name] for name in names}
-
-
-def reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Tokenizer, SentencePieceBackend
 
-from lmms_flexselect.errors import OptionError
+from lmms_flexselect import loading
 from lmms_flexselect.families.chatml import END
-from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, raw_config, reason
+from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, internvl_config
 
 
 class InternLM2Tokenizer(SentencePieceBackend):
@@ -40,16 +40,13 @@ def load_tokenizer(pretrained: str, revision: str | None = None) -> PreTrainedTo
     OptionError
         If there is no such checkpoint, it is another family's, or its tokenizer cannot be read.
     """
-    original = raw_config(pretrained, revision)
+    original = internvl_config(pretrained, revision)
     # Not AutoTokenizer for an original: it would ask for the remote code that its files name.
     kind: Any = AutoTokenizer
     if original["model_type"] == ORIGINAL_TYPE:
         decoder = (original.get("llm_config") or {}).get("architectures") or ()
         kind = InternLM2Tokenizer if "InternLM2ForCausalLM" in decoder else Qwen2Tokenizer
-    try:
-        return kind.from_pretrained(pretrained, revision=revision)
-    except Exception as error:
-        raise OptionError(f"pretrained={pretrained}: its tokenizer cannot be read ({reason(error)})") from None
+    return loading.load_tokenizer(kind, pretrained, revision=revision)
 
 
 def stop_token_ids(tokenizer: Any, generation_config: GenerationConfig | None = None) -> list[int]:

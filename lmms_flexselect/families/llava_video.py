@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,11 @@ from transformers import Qwen2Tokenizer
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
+from lmms_flexselect.families.family import Family
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.loading import load_tokenizer, load_whole
-from lmms_flexselect.prompt import VideoPrompt, left_padded
-from lmms_flexselect.selectors import ReferenceLayer
+from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 
 VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
 
@@ -64,7 +64,7 @@ def question_ids(question: str, tokenizer: Any) -> Tensor:
 
 
 @dataclass
-class LlavaVideo:
+class LlavaVideo(Family):
     """Reads a `LlavaVideoForCausalLM`.
 
     Attributes
@@ -73,22 +73,15 @@ class LlavaVideo:
         The loaded model, on any device or devices.
     frames_per_chunk
         Frames that go through the tower together: bounds memory, changes nothing.
-    round_budget
-        The reference takes this family's budget as it is (see `FlexSelect`).
     """
 
     model: Any
     frames_per_chunk: int = 32
-    round_budget: ClassVar[bool] = False
 
     @property
     def decoder(self) -> nn.Module:
         """The text model."""
         return self.model.model
-
-    def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
-        """The training-free selector of this model."""
-        return ReferenceLayer(self.decoder, layer, reduction)
 
     @torch.no_grad()
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
@@ -138,11 +131,8 @@ class LlavaVideo:
             video[place:behind] = number
             frame[place:behind] = torch.arange(len(frames), device=ids.device).repeat_interleave(rows * columns)
 
-        def compact_positions(present: Tensor) -> Tensor:
-            return torch.arange(int(present.sum()), device=present.device)[None]
-
-        positions = torch.arange(len(expanded), device=ids.device)[None]
-        return VideoPrompt(expanded, embeds, positions, video, frame, grids, compact_positions, closes_up=True)
+        positions = consecutive(torch.ones_like(expanded))
+        return VideoPrompt(expanded, embeds, positions, video, frame, grids, consecutive, closes_up=True)
 
     def _encode(self, frames: Tensor, like: Tensor) -> Tensor:
         """Visual tokens ``(frames, tokens, hidden)`` of some frames, on the device and in the dtype of `like`."""
@@ -162,9 +152,9 @@ class LlavaVideo:
         list of Tensor
             New token ids of each prompt, ``(new,)`` int64; shorter answers are padded.
         """
-        embeds = left_padded([p.inputs_embeds for p in prompts])
-        mask = left_padded([torch.ones_like(p.input_ids) for p in prompts]).to(embeds.device)
-        return list(self.model.generate(inputs_embeds=embeds, attention_mask=mask, **generate_kwargs))
+        inputs = generation_inputs(prompts)
+        del inputs["input_ids"]
+        return list(self.model.generate(**inputs, **generate_kwargs))
 
     @torch.no_grad()
     def continuation_logits(self, prompt: VideoPrompt, continuation: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
 from transformers.utils import cached_file
 
-from lmms_flexselect.errors import OptionError, first_line
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.loading import raw_config
 
 POOLINGS = ("bilinear", "average")
 MODEL_TYPE = "llava_qwen"
@@ -108,13 +109,7 @@ class LlavaVideoConfig(Qwen2Config):
         OptionError
             If there is no such checkpoint, or it is not in the original LLaVA-Video layout.
         """
-        try:
-            original, _ = cls.get_config_dict(pretrained)
-            if not original:
-                raise OSError("no config.json")
-        except Exception as error:
-            reason = first_line(error)
-            raise OptionError(f"pretrained={pretrained}: no checkpoint could be read there ({reason})") from None
+        original = raw_config(pretrained)
         if "mm_projector_type" not in original:
             kind = original.get("model_type", "nameless")
             raise OptionError(

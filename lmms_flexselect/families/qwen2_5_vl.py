@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.family import Family
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
-from lmms_flexselect.prompt import VideoPrompt, left_padded
-from lmms_flexselect.selectors import ReferenceLayer
+from lmms_flexselect.prompt import VideoPrompt, generation_inputs, left_padded
 
 _SCORING_SECONDS_PER_UNIT = 1.0  # whatever the real sampling (algorithm.md, section 2)
 
 
 @dataclass
-class Qwen2_5_VL:
+class Qwen2_5_VL(Family):
     """Reads a `Qwen2_5_VLForConditionalGeneration`.
 
     Attributes
@@ -32,8 +32,6 @@ class Qwen2_5_VL:
     seconds_per_unit
         Seconds between temporal units (pairs of frames); None takes ``second_per_grid_ts`` from the processor's
         inputs, that is, the real sampling. The paper's runs are 1.0.
-    round_budget
-        The reference rounds this family's budget up to whole frames (see `FlexSelect`).
     """
 
     model: Any
@@ -44,15 +42,6 @@ class Qwen2_5_VL:
     def __post_init__(self) -> None:
         if self.rope not in ROPE_RULES:
             raise OptionError(f"rope={self.rope!r}: must be one of {', '.join(ROPE_RULES)}")
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The text model."""
-        return self.model.model.language_model
-
-    def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
-        """The training-free selector of this model."""
-        return ReferenceLayer(self.decoder, layer, reduction)
 
     @torch.no_grad()
     def prompts(self, inputs: Mapping[str, Tensor]) -> list[VideoPrompt]:
@@ -119,15 +108,10 @@ class Qwen2_5_VL:
         list of Tensor
             New token ids of each prompt, ``(new,)`` int64, the prompt not included; shorter answers are padded.
         """
-        ids = left_padded([p.input_ids for p in prompts])
-        output = self.model.generate(
-            input_ids=ids,  # read by logits processors (repetition penalty) only
-            inputs_embeds=left_padded([p.inputs_embeds for p in prompts]),
-            position_ids=left_padded([p.position_ids.T for p in prompts]).permute(2, 0, 1),
-            attention_mask=left_padded([torch.ones_like(p.input_ids) for p in prompts]),
-            **generate_kwargs,
-        )
-        return list(output[:, ids.shape[1] :])
+        inputs = generation_inputs(prompts)
+        positions = left_padded([p.position_ids.T for p in prompts]).permute(2, 0, 1)
+        output = self.model.generate(**inputs, position_ids=positions, **generate_kwargs)
+        return list(output[:, inputs["input_ids"].shape[1] :])
 
 
 class _Grids:
