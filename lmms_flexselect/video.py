@@ -23,8 +23,6 @@ from torchvision.transforms.functional import resize
 from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.video_file import VideoFile, open_video
 
-_FRAMES_AT_ONCE = 64  # resized together; bounds memory, changes nothing
-
 
 @dataclass(frozen=True)
 class FrameSampling:
@@ -99,15 +97,14 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
     """
     video = open_video(str(element["video"]).removeprefix("file://"))
     indices, metadata, sampled = _sample(video, element, sampling)
-    frames = video.read(indices).permute(0, 3, 1, 2)
-    try:
-        height, width = _target_size(element, sampled, frames.shape[-2:], patch * 2)
-    except (ValueError, AssertionError) as error:
-        raise VideoError(f"{video.path}: {first_line(error)}") from None
-    resized = [
-        resize(part, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        for part in frames.split(_FRAMES_AT_ONCE)
-    ]
+    resized = []
+    for part in video.parts(indices):
+        frames = part.permute(0, 3, 1, 2)
+        try:
+            size = _target_size(element, sampled, frames.shape[-2:], patch * 2)
+        except (ValueError, AssertionError) as error:
+            raise VideoError(f"{video.path}: {first_line(error)}") from None
+        resized.append(resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True))
     return SampledVideo(torch.cat(resized).float(), metadata)
 
 
@@ -122,7 +119,7 @@ def _sample(
         indices = sampling.thinned(sampled)
     except ValueError as error:
         raise VideoError(f"{video.path}: {first_line(error)}") from None
-    metadata = {"fps": video.fps, "frames_indices": indices, "total_num_frames": span, "video_backend": "decord"}
+    metadata = {"fps": video.fps, "frames_indices": indices, "total_num_frames": span, "video_backend": video.decoder}
     return indices, metadata, len(sampled)
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 from lmms_flexselect.errors import VideoError, first_line
 
 LEAST_FRAMES = 2
-_FRAMES_AT_ONCE = 32
+_FRAMES_AT_ONCE = 32  # bounds memory, changes nothing
 _CLOSE = 2  # frames passed for each one wanted
 _TOLERATED_LOSS = 0.05  # headers round, and sound may go on after the picture; half a second is tolerated too
 
@@ -38,11 +37,14 @@ class VideoFile:
         How many it has.
     fps
         Their average rate.
+    decoder
+        What reads it, ``"decord"`` or ``"pyav"``.
     """
 
     path: str
     frames: int
     fps: float
+    decoder: str
     _read: Callable[[Sequence[int]], np.ndarray] = field(repr=False)
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -58,6 +60,11 @@ class VideoFile:
         except Exception as error:
             reason = first_line(error)
             raise VideoError(f"{self.path}: decoding failed, the file may be truncated ({reason})") from None
+
+    def parts(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """The same, some frames at a time, for what need not lie in memory whole."""
+        for start in range(0, len(indices), _FRAMES_AT_ONCE):
+            yield self.read(indices[start : start + _FRAMES_AT_ONCE])
 
 
 def file_complaint(path: str) -> str | None:
@@ -104,18 +111,13 @@ def _decord(path: str) -> VideoFile:
     reader = decord.VideoReader(path)
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        parts = [indices[start : start + _FRAMES_AT_ONCE] for start in range(0, len(indices), _FRAMES_AT_ONCE)]
-        return np.concatenate([_read_part(reader, part) for part in parts])
+        first, last = min(indices), max(indices)
+        if last - first < _CLOSE * len(indices):
+            # Read with those between them: decord would look for each on its own.
+            return reader.get_batch(range(first, last + 1)).asnumpy()[[index - first for index in indices]]
+        return reader.get_batch(indices).asnumpy()
 
-    return VideoFile(path, len(reader), reader.get_avg_fps(), read)
-
-
-def _read_part(reader: Any, indices: Sequence[int]) -> np.ndarray:
-    """Frames that lie close together are read with those between them: decord would look for each on its own."""
-    first, last = min(indices), max(indices)
-    if last - first < _CLOSE * len(indices):
-        return reader.get_batch(range(first, last + 1)).asnumpy()[[index - first for index in indices]]
-    return reader.get_batch(indices).asnumpy()
+    return VideoFile(path, len(reader), reader.get_avg_fps(), "decord", read)
 
 
 def _pyav(path: str) -> VideoFile:
@@ -127,20 +129,32 @@ def _pyav(path: str) -> VideoFile:
     if not fps:
         raise ValueError("its frame rate is unknown")
 
+    decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
+    following = frames  # the number of the next frame out of `decoded`
+
     def read(indices: Sequence[int]) -> np.ndarray:
-        wanted, taken = set(indices), {}
-        with av.open(path) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    taken[number] = frame.to_ndarray(format="rgb24")
-                if len(taken) == len(wanted):
-                    break
-        if missing := wanted - set(taken):
-            raise ValueError(f"it ends before frame {min(missing)}")
+        nonlocal decoded, following
+        wanted = set(indices)
+        taken: dict[int, np.ndarray] = {}
+        if min(wanted) < following:  # there is no going back
+            decoded, following = enumerate(_decoded(path)), 0
+        while len(taken) < len(wanted):
+            number, frame = next(decoded, (None, None))
+            if number is None or frame is None:
+                following = frames
+                raise ValueError(f"it ends before frame {min(wanted - set(taken))}")
+            following = number + 1
+            if number in wanted:
+                taken[number] = frame.to_ndarray(format="rgb24")
         return np.stack([taken[index] for index in indices])
 
-    return VideoFile(path, frames, fps, read)
+    return VideoFile(path, frames, fps, "pyav", read)
+
+
+def _decoded(path: str) -> Iterator[av.VideoFrame]:
+    with av.open(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        yield from container.decode(video=0)
 
 
 def _check_length(video: VideoFile) -> None:

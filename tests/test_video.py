@@ -14,6 +14,7 @@ from lmms_flexselect import video
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.needle.videos import write_video
 from lmms_flexselect.video import FrameSampling, read_video
+from tests.support.changing_frames import changing_frames
 
 # frames, height, width, frames per second; sizes that need rounding to whole patches, lengths odd and even
 VIDEOS = {
@@ -36,13 +37,6 @@ def decord_reads(monkeypatch):
     vision_process.get_video_reader_backend.cache_clear()
     yield
     vision_process.get_video_reader_backend.cache_clear()
-
-
-def changing_frames(count, height, width):
-    """Frames that differ from one another everywhere: a gradient that moves, over a brightness that rises."""
-    rows, columns = np.mgrid[:height, :width]
-    shades = [(rows * 3 + columns * 2 + 11 * t, rows + 7 * t, columns * 2 + 5 * t) for t in range(count)]
-    return np.stack([np.stack(shade, -1) % 256 for shade in shades]).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -188,3 +188,19 @@ def test_a_long_message_is_cut_to_its_first_line(tmp_path, files, decoder, monke
     monkeypatch.setattr(video_file, f"_{decoder}", fail)
     path = files["index last.mp4"]
     assert not_opened(path, decoder) == "not a readable video (first)"
+
+
+def test_parts_are_the_frames_in_order_and_none_is_decoded_twice(files, decoder, monkeypatch):
+    opened: list[str] = []
+
+    def count(path, own=video_file._decoded):
+        opened.append(path)
+        return own(path)
+
+    monkeypatch.setattr(video_file, "_decoded", count)
+    video = open_video(str(files["index last.mp4"]), decoder)
+    parts = list(video.parts(range(FRAMES)))
+    assert [len(part) for part in parts] == [32] * (FRAMES // 32) + [FRAMES % 32] * (FRAMES % 32 > 0)
+    assert len(opened) == (decoder == "pyav")
+    assert torch.equal(torch.cat(parts), video.read(range(FRAMES)))
+    assert len(opened) == 2 * (decoder == "pyav")  # from the start again

@@ -18,7 +18,6 @@ from lmms_flexselect.families.pixels import resize_frames
 from lmms_flexselect.video_file import open_video
 
 _PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
-_FRAMES_AT_ONCE = 32  # decoded and resized together; bounds memory, changes nothing
 
 
 @dataclass
@@ -94,9 +93,8 @@ def read_llava_video(
     """
     video = open_video(path, decoder)
     indices, seconds = sample_frames(video.frames, video.fps, max_frames, frames_per_second, force_sample)
-    parts = [indices[start : start + _FRAMES_AT_ONCE] for start in range(0, len(indices), _FRAMES_AT_ONCE)]
-    frames = torch.cat([resize_frames(video.read(part), size) for part in parts])
-    return LlavaClip(frames, indices, seconds, video.frames / video.fps, video.fps, decoder)
+    frames = torch.cat([resize_frames(part, size) for part in video.parts(indices)])
+    return LlavaClip(frames, indices, seconds, video.frames / video.fps, video.fps, video.decoder)
 
 
 def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 384) -> LlavaClip:

@@ -22,11 +22,10 @@ from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
 from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
 from lmms_flexselect.families.pixels import normalised
-from lmms_flexselect.models._records import PreparedRow
+from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.video_file import VideoFile, open_video
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_FRAMES_AT_ONCE = 32  # decoded and resized together; bounds memory, changes nothing
 
 
 class OriginalProcessor:
@@ -177,7 +176,7 @@ class InternVLMedia:
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> str:
         """Render one conversation, the system message of the prompt form before it if it has none."""
-        self._row = PreparedRow(_question(conversation[-1]))
+        self._row = PreparedRow(text_of(conversation[-1]))
         system = SYSTEM_MESSAGES[self._form.system_message]
         if system is not None and conversation[0]["role"] != "system":
             conversation = [{"role": "system", "content": [{"type": "text", "text": system}]}, *conversation]
@@ -220,9 +219,8 @@ class InternVLMedia:
     def _read(self, path: str) -> Tensor:
         video = open_video(str(path).removeprefix("file://"))
         indices = self._sampling.indices(video)
-        parts = [indices[first : first + _FRAMES_AT_ONCE] for first in range(0, len(indices), _FRAMES_AT_ONCE)]
-        pixels = [self._pixels(video.read(part)).to(self._dtype) for part in parts]
-        metadata = {"path": str(path), "fps": video.fps, "frames_indices": indices, "video_backend": "decord"}
+        pixels = [self._pixels(part).to(self._dtype) for part in video.parts(indices)]
+        metadata = {"path": str(path), "fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
         self._row.videos.append(metadata)
         return torch.cat(pixels)
 
@@ -239,8 +237,3 @@ def _in_order(text: str, images: list[Tensor], videos: list[Tensor]) -> list[Ten
     waiting = {IMAGE_TOKEN: iter(images), VIDEO_MARK: iter(videos)}
     marks = re.findall("|".join(map(re.escape, waiting)), text)
     return [next(waiting[mark]) for mark in marks]
-
-
-def _question(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)

@@ -100,10 +100,9 @@ class LlavaSelectingModel(SelectingModel):
         continuation = input_ids[0, context:]
         start = now()
         with peak_memory() as peak:
-            (prompt,) = self._family.prompts({"input_ids": input_ids[:, :context], "videos": [video.frames]})
-            selecting = now()
-            selection = self._flexselect(prompt)
-            selector_seconds = now() - selecting
+            (selection,), selector_seconds = self._selected(
+                {"input_ids": input_ids[:, :context], "videos": [video.frames]}
+            )
             predicted = self._family.continuation_logits(selection.prompt, continuation)
             end = now()
         counts = [{**prompt_counts(selection), "output_tokens": len(continuation)}]

@@ -15,7 +15,7 @@ from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.models._records import PreparedRow
+from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video
 
 
@@ -74,7 +74,7 @@ class MediaProcessor:
         return self._processor(**kwargs)
 
     def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
-        row, images, videos = PreparedRow(_text(conversation[-1])), [], []
+        row, images, videos = PreparedRow(text_of(conversation[-1])), [], []
         start = time.perf_counter()
         try:
             for element in extract_vision_info(conversation):
@@ -108,8 +108,3 @@ def _remove_media(conversation: list[dict[str, Any]]) -> None:
     for message in conversation:
         if isinstance(message["content"], list):
             message["content"] = [element for element in message["content"] if id(element) not in media]
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "\n".join(e["text"] for e in content if "text" in e)

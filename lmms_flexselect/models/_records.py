@@ -82,6 +82,12 @@ class PreparedRow:
     error: str | None = None
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """A chat message without its media."""
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
+
+
 @dataclass
 class SampleRecord:
     """One answered prompt.

@@ -101,12 +101,16 @@ class SelectingModel:
         return answers.new
 
     def _answer(self, inputs: Mapping[str, Any], **kwargs: Any) -> Answers:
-        prompts = self._family.prompts(inputs)
-        selecting = now()
-        selections = [self._flexselect(prompt) for prompt in prompts]
-        seconds = now() - selecting
+        selections, seconds = self._selected(inputs)
         new = torch.stack(self._family.generate([selection.prompt for selection in selections], **kwargs))
         return Answers(new, [prompt_counts(selection) for selection in selections], selections, seconds)
+
+    def _selected(self, inputs: Mapping[str, Any]) -> tuple[list[Selection], float]:
+        """The shortened prompts of a batch, and the seconds that selection took."""
+        prompts = self._family.prompts(inputs)
+        start = now()
+        selections = [self._flexselect(prompt) for prompt in prompts]
+        return selections, now() - start
 
     def _padding(self, kwargs: Mapping[str, Any]) -> int:
         """The token that says nothing: what shorter answers of a batch are filled up with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,7 +76,10 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             raise OptionError(f"batch_size={upstream_args['batch_size']}: upstream's internvl_hf reads 1 at a time")
 
     def _loaders(self) -> dict[str, Any]:
-        return {"InternVLForConditionalGeneration": _Loader(self._load_model), "AutoProcessor": _Loader(self._load_own)}
+        return {
+            "InternVLForConditionalGeneration": SimpleNamespace(from_pretrained=self._load_model),
+            "AutoProcessor": SimpleNamespace(from_pretrained=self._load_own),
+        }
 
     def _load_model(self, pretrained: str, **kwargs: Any) -> Any:
         wanted = ("revision", "attn_implementation", "device_map")
@@ -104,10 +108,3 @@ class InternVL2FlexSelect(InternVLHfFlexSelect):
                 if given.setdefault("num_frames", frames) != frames:
                     raise OptionError(f"{theirs}={frames} and num_frames={given['num_frames']}: give one of them")
         return super()._resolve(given)
-
-
-class _Loader:
-    """Something with the one method that upstream calls to load."""
-
-    def __init__(self, from_pretrained: Any) -> None:
-        self.from_pretrained = from_pretrained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +68,9 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         self.options.check_frames(frames)
 
     def _loaders(self) -> dict[str, Any]:
-        return {"load_pretrained_model": self._load_pretrained, "AutoConfig": _OwnConfig}
+        # AutoConfig is asked if a path has "yi" or "vicuna" in it, wherever that may be.
+        own_config = SimpleNamespace(from_pretrained=LlavaVideoConfig.from_checkpoint)
+        return {"load_pretrained_model": self._load_pretrained, "AutoConfig": own_config}
 
     def _load_pretrained(
         self,
@@ -131,9 +134,3 @@ class _PassOn:
     def preprocess(frames: LlavaFrames, **kwargs: Any) -> dict[str, LlavaFrames]:
         """Unchanged."""
         return {"pixel_values": frames}
-
-
-class _OwnConfig:
-    """In place of AutoConfig, which upstream asks if a path has "yi" or "vicuna" in it, wherever that may be."""
-
-    from_pretrained = staticmethod(LlavaVideoConfig.from_checkpoint)

@@ -18,6 +18,7 @@ from lmms_flexselect.models._llava_frames import LlavaFrames, VisualSource, fram
 from lmms_flexselect.models._llava_package import upstream_llava_vid
 from lmms_flexselect.needle.videos import write_video
 from lmms_flexselect.video_file import VideoFile
+from tests.support.changing_frames import changing_frames
 
 SIZE = 28
 # Frames and frames a second: rates with halves to be rounded, lengths below and above every bound.
@@ -28,13 +29,6 @@ VIDEOS: dict[str, tuple[int, float]] = {
     "even": (76, 25.0),
     "slow": (48, 1.5),
 }
-
-
-def changing_frames(count, height=36, width=52):
-    """Frames that differ from one another everywhere: a gradient that moves, over a brightness that rises."""
-    rows, columns = np.mgrid[:height, :width]
-    shades = [(rows * 3 + columns * 2 + 11 * t, rows + 7 * t, columns * 2 + 5 * t) for t in range(count)]
-    return np.stack([np.stack(shade, -1) % 256 for shade in shades]).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

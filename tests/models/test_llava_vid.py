@@ -33,20 +33,6 @@ BEHIND = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture
-def generated(monkeypatch):
-    """What the wrapped model's `generate` is called with, and what it returns."""
-    calls = []
-
-    def record(self, own=LlavaVideoForCausalLM.generate, **kwargs):
-        output = own(self, **kwargs)
-        calls.append((kwargs, output))
-        return output
-
-    monkeypatch.setattr(LlavaVideoForCausalLM, "generate", record)
-    return calls
-
-
-@pytest.fixture
 def asked(monkeypatch):
     """What upstream's loop asks the model."""
     calls = []

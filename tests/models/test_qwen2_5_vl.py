@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lmms_flexselect.dump import read_selection
 from tests.support.evaluate import Question, ask, build, evaluate
@@ -17,21 +16,6 @@ from tests.support.evaluate import Question, ask, build, evaluate
 SMALL: dict[str, Any] = {"max_num_frames": 16, "min_pixels": 3136, "max_pixels": 112 * 84}
 SELECT: dict[str, Any] = {**SMALL, "token_budget": 24, "max_frames_per_set": 4, "reference_layer": 3}
 PROMPT = "What is shown?\nA. A square.\nB. A circle."
-
-
-@pytest.fixture
-def generated(monkeypatch):
-    """Records what every model's `generate` is called with and returns."""
-    calls = []
-    own = Qwen2_5_VLForConditionalGeneration.generate
-
-    def record(self, **kwargs):
-        output = own(self, **kwargs)
-        calls.append((kwargs, output))
-        return output
-
-    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", record)
-    return calls
 
 
 @pytest.fixture
