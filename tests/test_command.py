@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lmms_flexselect.dump import read_selection
+from tests.support.internvl_checkpoint import write_original
 
 pytestmark = pytest.mark.cli
 
@@ -21,6 +22,8 @@ SELECT = (
 )
 # Stock videos last 6 s: 6 frames of 6 tokens.
 LLAVA = "max_frames_num=16,token_budget=12,max_frames_per_set=4,reference_layer=3,dtype=float32"
+# 6 frames of 4 tokens and two marks.
+INTERNVL = "num_frames=6,token_budget=12,max_frames_per_set=3,reference_layer=2,dtype=float32"
 
 
 def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +37,18 @@ def results_in(folder: Path, tail: str = "") -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, random_checkpoint, llava_checkpoint, stock_videos):
+def checkpoints(random_checkpoint, llava_checkpoint, tmp_path_factory):
+    """Of each model: where its checkpoint is, and arguments that fit it."""
+    internvl = write_original(tmp_path_factory.mktemp("checkpoints") / "internvl", "internlm2")
+    return {
+        "qwen2_5_vl": f"pretrained={random_checkpoint},{SELECT}",
+        "llava_vid": f"pretrained={llava_checkpoint},{LLAVA}",
+        "internvl_hf": f"pretrained={internvl},{INTERNVL}",
+    }
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, checkpoints, stock_videos):
     """Runs of the command in one process, by a config file: families, chat and simple, selecting and not, cached."""
     folder = tmp_path_factory.mktemp("command")
     base = {
@@ -43,7 +57,7 @@ def one_process(tmp_path_factory, random_checkpoint, llava_checkpoint, stock_vid
         "batch_size": 1,
         "log_samples": True,
     }
-    selected = f"pretrained={random_checkpoint},{SELECT}"
+    selected = checkpoints["qwen2_5_vl"]
     runs = [
         {**base, "model_args": f"{selected},dump_selection={folder / 'dump'}", "output_path": str(folder / "chat")},
         {**base, "model_args": f"{selected},selector=none", "output_path": str(folder / "none")},
@@ -62,14 +76,17 @@ def one_process(tmp_path_factory, random_checkpoint, llava_checkpoint, stock_vid
         *[
             {
                 **base,
-                "model": "llava_vid_flexselect",
-                "model_args": f"pretrained={llava_checkpoint},{LLAVA},{own}",
-                "output_path": str(folder / f"llava_{name}"),
+                "model": f"{model}_flexselect",
+                "model_args": f"{checkpoints[model]},{own}",
+                "output_path": str(folder / f"{model}_{name}"),
             }
-            for name, own in (
-                ("reference", f"dump_selection={folder / 'llava_dump'}"),
-                ("none", "selector=none"),
-                ("refused", "conv_template=vicuna_v1"),
+            for model, name, own in (
+                ("llava_vid", "reference", f"dump_selection={folder / 'llava_vid_dump'}"),
+                ("llava_vid", "none", "selector=none"),
+                ("llava_vid", "refused", "conv_template=vicuna_v1"),
+                ("internvl_hf", "reference", f"dump_selection={folder / 'internvl_hf_dump'}"),
+                ("internvl_hf", "none", "selector=none"),
+                ("internvl_hf", "refused", "frame_labels=some"),
             )
         ],
     ]
@@ -97,26 +114,33 @@ def test_four_stock_tasks_through_the_command(one_process, stock_videos):
         assert len(list((folder / name).rglob("*_samples_*.jsonl"))) == 4
 
 
-def test_llava_video_through_the_command(one_process, stock_videos):
+@pytest.mark.parametrize(
+    ("model", "upstream", "refused", "right"),
+    [
+        ("llava_vid", {"conv_template": "qwen_1_5"}, "conv_template=vicuna_v1", "must be one of qwen_1_5, qwen_2"),
+        ("internvl_hf", {"num_frames": "6"}, "frame_labels=some", "must be one of numbered, bare"),
+    ],
+)
+def test_other_families_through_the_command(one_process, stock_videos, model, upstream, refused, right):
     folder, done = one_process
     for name, kept in (("reference", 12), ("none", 36)):
-        (results,) = results_in(folder / f"llava_{name}")
+        (results,) = results_in(folder / f"{model}_{name}")
         assert set(results["results"]) == set(stock_videos), done.stdout[-3000:]
         block = results["config"]["resolved_cli_args"]["flexselect"]
         assert block["options"]["selector"] == name
-        assert block["options"]["upstream"]["conv_template"] == "qwen_1_5"
+        assert block["options"]["upstream"].items() >= upstream.items()
         assert block["overall"]["samples"] == 16
         assert block["unreadable"] == []
         for task in stock_videos:
             assert block["by_task"][task]["visual_tokens_kept"] == kept
         assert results["throughput"]["avg_time_to_first_token_seconds"] > 0
-        samples = [json.loads(line) for p in (folder / f"llava_{name}").rglob("*.jsonl") for line in p.open()]
+        samples = [json.loads(line) for p in (folder / f"{model}_{name}").rglob("*.jsonl") for line in p.open()]
         assert len(samples) == 16
         assert not any("can not load" in str(sample["filtered_resps"]) for sample in samples)
-    assert len(list((folder / "llava_dump").iterdir())) == 16
-    assert results_in(folder / "llava_refused") == []
-    (line,) = [line for line in done.stdout.splitlines() if "conv_template=vicuna_v1" in line and "ERROR" in line]
-    assert "must be one of qwen_1_5, qwen_2" in line
+    assert len(list((folder / f"{model}_dump").iterdir())) == 16
+    assert results_in(folder / f"{model}_refused") == []
+    (line,) = [line for line in done.stdout.splitlines() if refused in line and "ERROR" in line]
+    assert right in line
 
 
 def test_a_run_out_of_the_cache_says_its_options_too(one_process):
@@ -148,13 +172,17 @@ def test_a_refused_option_ends_in_one_line_and_no_results(one_process):
     assert "must be a whole number of at least 1" in lines[0]
 
 
-@pytest.mark.parametrize(("model", "alone", "kept"), [("qwen2_5_vl", "chat", 24), ("llava_vid", "llava_reference", 12)])
-def test_two_processes_give_the_results_of_one(
-    one_process, tmp_path, random_checkpoint, llava_checkpoint, model, alone, kept
-):
+@pytest.mark.parametrize(
+    ("model", "alone", "kept"),
+    [
+        ("qwen2_5_vl", "chat", 24),
+        ("llava_vid", "llava_vid_reference", 12),
+        ("internvl_hf", "internvl_hf_reference", 12),
+    ],
+)
+def test_two_processes_give_the_results_of_one(one_process, tmp_path, checkpoints, model, alone, kept):
     """Three samples over two ranks, so that one rank is padded."""
-    own = {"qwen2_5_vl": f"{random_checkpoint},{SELECT}", "llava_vid": f"{llava_checkpoint},{LLAVA}"}[model]
-    arguments = ["--model", f"{model}_flexselect", "--model_args", f"pretrained={own}"]
+    arguments = ["--model", f"{model}_flexselect", "--model_args", checkpoints[model]]
     arguments += ["--tasks", "mlvu_dev", "--limit", "3", "--output_path", str(tmp_path), "--log_samples"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
     done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
@@ -173,11 +201,11 @@ def test_two_processes_give_the_results_of_one(
     assert answers(tmp_path) == {doc: expected[doc] for doc in range(3)}
 
 
-def test_a_bad_video_stops_all_processes(tmp_path, random_checkpoint, stock_videos):
+def test_a_bad_video_stops_all_processes(tmp_path, checkpoints, stock_videos):
     """Left to itself, lmms-eval would go on in the process that failed and wait for it in the others."""
     video = stock_videos["mlvu_dev"][1]
     content = video.read_bytes()
-    arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", f"pretrained={random_checkpoint},{SELECT}"]
+    arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", checkpoints["qwen2_5_vl"]]
     arguments += ["--tasks", "mlvu_dev", "--output_path", str(tmp_path)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512"]
     video.write_bytes(b"")

@@ -111,6 +111,8 @@ class FrameSegments:
         total = video.frames
         wanted = self.frames if self.frames is not None else int(total / video.fps * (self.fps or 0))
         count = max(1, min(wanted, total))
+        if count == total:  # upstream's whole steps would show some twice and leave the last out
+            return list(range(total))
         if self.whole_steps:
             segment = (total - 1) / count
             return [int(segment / 2 + round(segment * index)) for index in range(count)]

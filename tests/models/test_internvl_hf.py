@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoProcessor,
     GotOcr2ImageProcessor,
@@ -137,7 +138,38 @@ def test_a_video_with_fewer_frames_than_asked_for_gives_all(original, videos):
     model = build("internvl_hf_flexselect", pretrained=original, **{**SMALL, "num_frames": 500, "token_budget": 400})
     ask(model, [Question(PROMPT, (videos[0],))])
     (record,) = model._selecting.records
-    assert 0 < record.visual_tokens < 500 * 6
+    assert record.visual_tokens == record.visual_tokens_kept == open_video(videos[0]).frames * 6
+
+
+def test_frames_by_rate(original, videos):
+    by_rate = {**SMALL, "num_frames": "none", "fps": 1}
+    model = build("internvl_hf_flexselect", pretrained=original, **by_rate)
+    ask(model, [Question(PROMPT, (videos[0],))])
+    video = open_video(videos[0])
+    assert model._selecting.records[0].visual_tokens == int(video.frames / video.fps) * 6 == 36
+
+
+def test_images_go_through_to_the_model(generated, original):
+    """A question about pictures alone is upstream's own business: all tiles, and nothing selected."""
+    model = build("internvl_hf_flexselect", pretrained=original, **SMALL)
+    picture = Image.new("RGB", (3 * IMAGE_SIZE, 2 * IMAGE_SIZE), (200, 30, 30))
+    (answer,) = ask(model, [Question(PROMPT, (picture,))])
+    kwargs, output = generated[-1]
+    assert len(kwargs["pixel_values"]) == 3 * 2 + 1
+    assert answer == model.tokenizer.decode(output[0, kwargs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert model._selecting.records[0].visual_tokens == model._selecting.records[0].visual_tokens_kept == 7 * 4
+
+
+def test_an_image_beside_a_video_is_kept_whole(generated, original, videos):
+    model = build("internvl_hf_flexselect", pretrained=original, max_patches=1, **SMALL)
+    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (200, 30, 30))
+    for media in ((picture, videos[0]), (videos[0], picture)):
+        ask(model, [Question(PROMPT, media)])
+        ids = generated[-1][0]["input_ids"][0]
+        record = model._selecting.records[-1]
+        assert (record.visual_tokens, record.visual_tokens_kept) == (36, 12)
+        text = model.tokenizer.decode(ids.tolist()).replace(" ", "")
+        assert "<img>" + "<IMG_CONTEXT>" * 4 + "</img>\n" in text
 
 
 def test_what_goes_wrong_is_no_answer(monkeypatch, original, videos):
