@@ -51,7 +51,7 @@ lowest: .venv-lowest/.ready  ## the tests that do not start lmms-eval, on the lo
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli"
 
 NEEDLE := qwen2_5_vl
-needle-model: setup  ## train a tiny model of the needle benchmark from nothing: NEEDLE=qwen2_5_vl or llava_vid
+needle-model: setup  ## train a tiny model of the needle benchmark from nothing: NEEDLE=qwen2_5_vl, llava_vid or internvl_hf
 	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/$(NEEDLE) --family $(NEEDLE)
 
 clean:  ## remove what the commands above made

@@ -19,7 +19,11 @@ from lmms_flexselect.errors import FlexSelectError
 
 TASK_PREFIX = "flexselect_needle_"
 # Name, and how many frames it reads of a temporal unit, which is one second and two frames of video.
-MODELS = {"qwen2_5_vl_flexselect": ("Qwen2.5-VL", 2), "llava_vid_flexselect": ("LLaVA-Video", 1)}
+MODELS = {
+    "qwen2_5_vl_flexselect": ("Qwen2.5-VL", 2),
+    "llava_vid_flexselect": ("LLaVA-Video", 1),
+    "internvl_hf_flexselect": ("InternVL", 1),
+}
 
 
 @dataclass
@@ -145,8 +149,8 @@ def main(output: Path) -> int:
     """Run, print the table, write ``table.txt`` and the two pictures; returns the exit status."""
     from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
 
-    names = " and ".join(f"a tiny {name}" for name, _ in MODELS.values())
-    print(f"asking {names} through lmms-eval; log: {output}/lmms_eval.log")
+    *names, last = (name for name, _ in MODELS.values())
+    print(f"asking a tiny {', '.join(names)} and {last} through lmms-eval; log: {output}/lmms_eval.log")
     measured = run(output)
     text = table(measured)
     print(text)

@@ -46,7 +46,8 @@ def test_a_short_demo_through_the_command(config, tmp_path):
     assert [(m.model, m.selector, m.units) for m in measured] == [
         (model, selector, units) for model in demo.MODELS for selector in SELECTORS for units in (16, 128)
     ]
-    for model, tokens_a_unit, frames in (("qwen2_5_vl_flexselect", 4, 256), ("llava_vid_flexselect", 6, 128)):
+    expected = (("qwen2_5_vl_flexselect", 4, 256), ("llava_vid_flexselect", 6, 128), ("internvl_hf_flexselect", 6, 128))
+    for model, tokens_a_unit, frames in expected:
         long = {m.selector: m for m in measured if m.units == 128 and m.model == model}
         assert long["none"].tokens_kept == long["none"].tokens_in == 128 * tokens_a_unit
         assert {long[name].tokens_kept for name in ("random", "uniform", "reference")} == {16 * tokens_a_unit}
@@ -55,7 +56,7 @@ def test_a_short_demo_through_the_command(config, tmp_path):
     assert all(m.questions == 6 and m.first_token > 0 and m.memory > 0 for m in measured)
 
     text = demo.table(measured)
-    assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video"))
+    assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video", "InternVL"))
     accuracy_over_length(measured, tmp_path / "a.png")
     kept_tokens(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
     for name in ("a.png", "b.png"):

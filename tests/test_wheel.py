@@ -30,7 +30,7 @@ def test_the_wheel_carries_tasks_configs_and_the_needle_model(wheel):
         tracked = [path for path in (ROOT / source).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         expected = {f"lmms_flexselect/{installed}/{path.relative_to(ROOT / source)}" for path in tracked}
         assert expected <= names, expected - names
-    for family in ("qwen2_5_vl", "llava_vid"):
+    for family in ("qwen2_5_vl", "llava_vid", "internvl_hf"):
         checkpoint = f"lmms_flexselect/needle/checkpoints/{family}"
         assert {f"{checkpoint}/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json")} <= names
     assert "lmms_flexselect/py.typed" in names

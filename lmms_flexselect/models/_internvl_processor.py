@@ -1,7 +1,6 @@
 """The processor that upstream's InternVL loop talks to: frames are read here, and spelled out in the prompt.
 
-An upstream loop renders its chat messages and calls the processor on text, images and paths of videos. For checkpoints
-in the original layout there is no processor to call; `OriginalProcessor` is what is needed of one.
+An upstream loop renders its chat messages and calls the processor on text, images and paths of videos.
 """
 
 from __future__ import annotations
@@ -14,110 +13,14 @@ from typing import Any
 import torch
 from loguru import logger
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, GotOcr2ImageProcessor
+from transformers import BatchFeature
 
-from lmms_flexselect.errors import OptionError, VideoError, first_line
-from lmms_flexselect.families.chatml import chatml
+from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl_processor import FrameSegments, video_pixels
 from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
-from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.models._records import PreparedRow, text_of
-from lmms_flexselect.video_file import VideoFile, open_video
-
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-class OriginalProcessor:
-    """What upstream uses of a processor, for a checkpoint in the original InternVL2.5 layout.
-
-    Parameters
-    ----------
-    tokenizer
-        The checkpoint's.
-    size
-        Side of a tile in pixels.
-    """
-
-    def __init__(self, tokenizer: Any, size: int) -> None:
-        self.tokenizer = tokenizer
-        self._size = size
-        self.image_processor = GotOcr2ImageProcessor(
-            size={"height": size, "width": size},
-            crop_to_patches=True,
-            image_mean=list(_IMAGENET["mean"]),
-            image_std=list(_IMAGENET["std"]),
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet while being copied
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> str:
-        """ChatML, with a mark on a line of its own for each image and video; open for the answer."""
-        turns: list[tuple[str, str | None]] = [(m["role"], _marked(m["content"])) for m in conversation]
-        system = turns.pop(0)[1] if turns[0][0] == "system" else None
-        return chatml([*turns, ("assistant", None)], system)
-
-    def frame_pixels(self, frames: Tensor) -> Tensor:
-        """``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32, one tile a frame."""
-        return normalised(frames, self._size, **_IMAGENET)
-
-
-def _marked(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    marks = {"video": f"{VIDEO_MARK}\n", "image": f"{IMAGE_TOKEN}\n"}
-    return "".join(marks.get(part["type"], part.get("text", "")) for part in content)
-
-
-def load_processor(pretrained: str, original: bool, size: int, revision: str | None) -> Any:
-    """The checkpoint's own processor, or an `OriginalProcessor`.
-
-    Raises
-    ------
-    OptionError
-        If its files cannot be read.
-    """
-    if original:
-        return OriginalProcessor(load_tokenizer(pretrained, revision), size)
-    try:
-        return AutoProcessor.from_pretrained(pretrained, revision=revision)
-    except Exception as error:
-        raise OptionError(f"pretrained={pretrained}: its processor cannot be read ({first_line(error)})") from None
-
-
-@dataclass(frozen=True)
-class FrameSegments:
-    """Which frames of a video are read: the middle one of each of so many segments.
-
-    Attributes
-    ----------
-    frames
-        How many; None for `fps`. A shorter video gives all it has.
-    fps
-        How many a second, if `frames` is None.
-    whole_steps
-        Segments start at whole frames, as upstream's `internvl2` has it; else as transformers has it.
-    """
-
-    frames: int | None
-    fps: float | None = None
-    whole_steps: bool = False
-
-    def indices(self, video: VideoFile) -> list[int]:
-        """Of a video's frames, ascending."""
-        total = video.frames
-        wanted = self.frames if self.frames is not None else int(total / video.fps * (self.fps or 0))
-        count = max(1, min(wanted, total))
-        if count == total:  # upstream's whole steps would show some twice and leave the last out
-            return list(range(total))
-        if self.whole_steps:
-            segment = (total - 1) / count
-            return [int(segment / 2 + round(segment * index)) for index in range(count)]
-        segment = total / count
-        return [min(int(segment / 2 + segment * index), total - 1) for index in range(count)]
+from lmms_flexselect.video_file import open_video
 
 
 @dataclass
@@ -154,16 +57,25 @@ class InternVLMedia:
         Whether an unreadable video raises `VideoError`; otherwise its row is marked and goes on without media.
     dtype
         In which frames are kept until the model sees them.
+    selector_tokenizer
+        Of a FlexSelect-Lite selector, which reads the same prompt by it; None without one.
     """
 
     def __init__(
-        self, processor: Any, form: PromptForm, sampling: FrameSegments, strict: bool, dtype: torch.dtype
+        self,
+        processor: Any,
+        form: PromptForm,
+        sampling: FrameSegments,
+        strict: bool,
+        dtype: torch.dtype,
+        selector_tokenizer: Any = None,
     ) -> None:
         self._processor = processor
         self._form = form
         self._sampling = sampling
         self._strict = strict
         self._dtype = dtype
+        self._selector_tokenizer = selector_tokenizer
         self._row = PreparedRow()
 
     def __getattr__(self, name: str) -> Any:
@@ -205,15 +117,17 @@ class InternVLMedia:
             tiles = torch.as_tensor(made["num_patches"]).tolist()
             pixels = _in_order(text, list(made["pixel_values"].split(tiles)), pixels)
         self._row.seconds = time.perf_counter() - start
-        tokens = spell_out(
-            text, tiles, frames, self._processor.tokenizer, self._form.tokens_per_tile, self._form.frame_labels
-        )
-        inputs = {
-            "input_ids": tokens.ids[None],
-            "attention_mask": torch.ones_like(tokens.ids)[None],
-            "token_video": tokens.video[None],
-            "token_frame": tokens.frame[None],
-        }
+        inputs: dict[str, Tensor] = {}
+        for ids, prefix, tokenizer in (
+            ("input_ids", "token_", self._processor.tokenizer),
+            ("selector_ids", "selector_", self._selector_tokenizer),
+        ):
+            if tokenizer is not None:
+                form = self._form
+                tokens = spell_out(text, tiles, frames, tokenizer, form.tokens_per_tile, form.frame_labels)
+                inputs |= {ids: tokens.ids, f"{prefix}video": tokens.video, f"{prefix}frame": tokens.frame}
+        inputs = {name: values[None] for name, values in inputs.items()}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if pixels:
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
         return BatchFeature(inputs)
@@ -221,17 +135,9 @@ class InternVLMedia:
     def _read(self, path: str) -> Tensor:
         video = open_video(str(path).removeprefix("file://"))
         indices = self._sampling.indices(video)
-        pixels = [self._pixels(part).to(self._dtype) for part in video.parts(indices)]
         metadata = {"path": str(path), "fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
         self._row.videos.append(metadata)
-        return torch.cat(pixels)
-
-    def _pixels(self, frames: Tensor) -> Tensor:
-        if isinstance(self._processor, OriginalProcessor):
-            return self._processor.frame_pixels(frames)
-        channels_first = frames.permute(0, 3, 1, 2)
-        made = self._processor.video_processor(videos=[channels_first], do_sample_frames=False, return_tensors="pt")
-        return made["pixel_values_videos"][0]
+        return video_pixels(self._processor, video, indices, self._dtype)
 
 
 def _in_order(text: str, images: list[Tensor], videos: list[Tensor]) -> list[Tensor]:

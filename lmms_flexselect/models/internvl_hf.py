@@ -12,10 +12,12 @@ from lmms_eval.models.chat.internvl_hf import InternVLHf
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl import InternVL
 from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import read_config
+from lmms_flexselect.families.internvl_config import IMAGE_TOKEN, read_config
+from lmms_flexselect.families.internvl_processor import FrameSegments, load_processor
 from lmms_flexselect.families.internvl_prompt import END, START
 from lmms_flexselect.families.internvl_tokenizer import stop_token_ids
-from lmms_flexselect.models._internvl_processor import FrameSegments, InternVLMedia, PromptForm, load_processor
+from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector_tokenizer, read_selector_config
+from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.options import check_choice, whole_number
@@ -29,6 +31,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
     _family_name = "internvl_hf"
     _upstream_module = upstream
     _whole_steps = False
+    _selector_tokenizer: Any = None
     processor: Any
     num_frames: int | None
     fps: float | None
@@ -42,6 +45,24 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         start, end = self.tokenizer.convert_tokens_to_ids([START, END])
         return InternVL(model, (start, end), self.options.image_marks)
 
+    def _read_with(self, selector: SelectorConfig) -> dict[str, Any]:
+        # The published selector's offset is one of prompts without labels; see `InternVL.shift_window`.
+        labels = {} if selector.trained_here else {"frame_labels": "bare"}
+        return super()._read_with(selector) | labels
+
+    def _load_selector(self, family: InternVL) -> Any:
+        path = str(self.options.selector_path)
+        self._selector_tokenizer = load_selector_tokenizer(path)
+        start, end, visual = self._selector_tokenizer.convert_tokens_to_ids([START, END, IMAGE_TOKEN])
+        family.selector_mark_ids = (visual, start, end)
+        family.shift_window = not read_selector_config(path).trained_here
+        if family.shift_window and self.options.frame_labels != "bare":
+            raise OptionError(
+                f"frame_labels={self.options.frame_labels}: the published selector was trained on bare frames; "
+                "give frame_labels=bare"
+            )
+        return super()._load_selector(family)
+
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
         self.processor = InternVLMedia(
             self.processor,
@@ -49,13 +70,14 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             FrameSegments(self.num_frames, self.fps, self._whole_steps),
             self.options.strict,
             getattr(torch, self.options.dtype),
+            self._selector_tokenizer,
         )
         return InternVLSelectingModel(self.processor, *arguments)
 
     # Construction -------------------------------------------------------------------------------------------------
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        wordless = {name: None for name in ("fps", "num_frames") if str(given.get(name)).lower() == "none"}
+        wordless = {name: None for name in ("fps", "num_frames") if str(given.get(name, "")).lower() == "none"}
         return super()._resolve({**given, **wordless})
 
     def _config(self, pretrained: str) -> Any:

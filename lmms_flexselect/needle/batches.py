@@ -86,6 +86,23 @@ class Trainee(Protocol):
         ...
 
 
+def turns_of(chat: Chat, mark: str) -> list[tuple[str, str | None]]:
+    """The turns of a chat for `chatml`, `mark` on a line before the first question; None for an answer yet to give."""
+    turns: list[tuple[str, str | None]] = []
+    for asked, answer in chat:
+        turns += [("user", asked if turns else f"{mark}\n{asked}"), ("assistant", answer or None)]
+    return turns
+
+
+def shown_at_random(own: Tensor) -> Tensor:
+    """Which visual tokens a training batch shows, as behind a selection: a random share of each video's.
+
+    `own` and what is returned are bool and have a row ``(batch, …)`` a video; a needle's own tokens always show.
+    """
+    share = torch.rand(len(own), *[1] * (own.ndim - 1))
+    return (torch.rand(own.shape) < share) | own
+
+
 def answer_labels(ids: Tensor, tokenizer: PreTrainedTokenizerBase, scaffold: bool) -> Tensor:
     """Labels ``(batch, tokens)``: the assistant's shape word; with a scaffold also a hint and the end of its turn.
 

@@ -13,7 +13,8 @@ from transformers import Qwen2Tokenizer
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, pixel_values
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
-from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat
+from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
+from lmms_flexselect.needle.decoder import ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, read_video
 
@@ -22,7 +23,6 @@ _MARK = "<image>"
 
 def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
     """Six decoder layers of width 128 over a tower of which two run; 1.5 million parameters, six tokens a frame."""
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     tower = {
         "hidden_size": 96,
         "intermediate_size": 192,
@@ -32,20 +32,8 @@ def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
         "patch_size": 14,
     }
     original = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": MAX_POSITIONS,
-        "rope_theta": 10000.0,
-        # As for Qwen2.5-VL: at the usual 0.02 so small a model never learns to match a colour's name with its pixels.
-        "initializer_range": 0.08,
-        "tie_word_embeddings": True,
-        "bos_token_id": pad,
-        "eos_token_id": end,
-        "pad_token_id": pad,
+        **decoder_config(tokenizer),
+        "rope_theta": ROPE_THETA,
         "mm_vision_tower": "siglip-needle-patch14-56",
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
@@ -63,11 +51,7 @@ def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
 def build_model(tokenizer: Qwen2Tokenizer) -> LlavaVideoForCausalLM:
     """A model with random float32 weights that ends its answers as LLaVA-Video does."""
     model = LlavaVideoForCausalLM(build_config(tokenizer))
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    model.generation_config.do_sample = False
-    model.generation_config.bos_token_id = pad
-    model.generation_config.eos_token_id = [end, pad]
-    model.generation_config.pad_token_id = pad
+    answer_as_published(model, tokenizer)
     return model
 
 
@@ -76,10 +60,7 @@ def chat_ids(chat: Chat, tokenizer: Qwen2Tokenizer) -> Tensor:
 
     An empty answer is one still to be given.
     """
-    turns: list[tuple[str, str | None]] = []
-    for question, answer in chat:
-        turns += [("user", question if turns else f"{_MARK}\n{question}"), ("assistant", answer or None)]
-    return torch.tensor(marked_token_ids(chatml(turns), tokenizer, _MARK, VIDEO_TOKEN))
+    return torch.tensor(marked_token_ids(chatml(turns_of(chat, _MARK)), tokenizer, _MARK, VIDEO_TOKEN))
 
 
 def shown_tokens(needles: Tensor) -> Tensor:
@@ -88,9 +69,7 @@ def shown_tokens(needles: Tensor) -> Tensor:
     A random share of each video's tokens is missing, as behind a selection, but never a needle's. The tower lets every
     token of a frame know of a needle in it, and without this any of the four becomes the one that is read, and kept.
     """
-    share = torch.rand(len(needles), 1, 1, 1)
-    own = F.pad(needles.unflatten(-1, (2, 2)), (0, 1))  # a newline behind each row
-    return (torch.rand(own.shape) < share) | own
+    return shown_at_random(F.pad(needles.unflatten(-1, (2, 2)), (0, 1)))  # a newline behind each row
 
 
 class NeedleLlavaVideo:

@@ -15,7 +15,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, TEXT_TOKENS, build_tokenizer
+from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, ROPE_THETA, answer_as_published, decoder_config
+from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE
 
 SPECIAL_TOKENS = (
@@ -73,25 +74,9 @@ def build_processor() -> Qwen2_5_VLProcessor:
 def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """Six decoder layers of width 128 over a vision tower of two; 1.7 million parameters."""
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
-    # At the usual 0.02 so small a model never learns to match a colour's name with its pixels.
-    initializer_range = 0.08
+    rope = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]}
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": MAX_POSITIONS,
-            "rope_parameters": rope,
-            "initializer_range": initializer_range,
-            "tie_word_embeddings": True,
-            "bos_token_id": token["<|endoftext|>"],
-            "eos_token_id": token["<|im_end|>"],
-            "pad_token_id": token["<|endoftext|>"],
-        },
+        text_config={**decoder_config(tokenizer), "rope_parameters": rope},
         vision_config={
             "depth": 2,
             "hidden_size": 96,
@@ -101,7 +86,7 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
             "window_size": 112,
             "fullatt_block_indexes": [0, 1],
             "tokens_per_second": 2,
-            "initializer_range": initializer_range,
+            "initializer_range": INITIALIZER_RANGE,
         },
         image_token_id=token["<|image_pad|>"],
         video_token_id=token["<|video_pad|>"],
@@ -114,9 +99,5 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """A model with random float32 weights that ends its answers as Qwen2.5-VL does."""
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
-    end, pad = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
-    model.generation_config.do_sample = False
-    model.generation_config.bos_token_id = pad
-    model.generation_config.eos_token_id = [end, pad]
-    model.generation_config.pad_token_id = pad
+    answer_as_published(model, tokenizer)
     return model

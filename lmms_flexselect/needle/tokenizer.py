@@ -20,8 +20,11 @@ MAX_POSITIONS = 32768
 TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS) -> Qwen2Tokenizer:
-    """Any text is representable, and each word of a needle question is one token."""
+def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS, **named: str) -> Qwen2Tokenizer:
+    """Any text is representable, and each word of a needle question is one token.
+
+    Special tokens that a processor asks the tokenizer for have names: ``video_token="<video>"``.
+    """
     corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
     corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]
     corpus += ["Answer with the option's letter from the given choices directly.", "The best answer is: A. B. C. D."]
@@ -39,6 +42,7 @@ def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS) -> Qwen2Tokeniz
         unk_token=None,
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
+        **named,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     return tokenizer

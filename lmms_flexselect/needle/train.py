@@ -16,11 +16,16 @@ from torch import nn
 
 from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Trainee, training_batch
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
+from lmms_flexselect.needle.internvl import NeedleInternVL
 from lmms_flexselect.needle.llava_vid import NeedleLlavaVideo
 from lmms_flexselect.needle.qwen2_5_vl import NeedleQwen2_5_VL
 
 # By the names that lmms-eval has for them.
-FAMILIES: dict[str, type[Trainee]] = {"qwen2_5_vl": NeedleQwen2_5_VL, "llava_vid": NeedleLlavaVideo}
+FAMILIES: dict[str, type[Trainee]] = {
+    "qwen2_5_vl": NeedleQwen2_5_VL,
+    "llava_vid": NeedleLlavaVideo,
+    "internvl_hf": NeedleInternVL,
+}
 
 BATCH_SIZE = 24
 PEAK_LEARNING_RATE = 1e-3

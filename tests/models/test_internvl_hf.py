@@ -149,6 +149,18 @@ def test_frames_by_rate(original, videos):
     assert model._selecting.records[0].visual_tokens == int(video.frames / video.fps) * 6 == 36
 
 
+def test_frames_are_upstreams_where_nothing_says_how_many(original):
+    frames = {**SMALL}
+    del frames["num_frames"]
+    assert build("internvl_hf_flexselect", pretrained=original, **frames).num_frames == 32
+
+
+def test_the_needle_models_own_sampling_holds(stock_videos):
+    model = build("internvl_hf_flexselect", pretrained="needle")
+    assert (model.num_frames, model.fps) == (None, 1.0)
+    assert (model.options.frame_labels, model.options.token_budget) == ("bare", 96)
+
+
 def test_images_go_through_to_the_model(generated, original):
     """A question about pictures alone is upstream's own business: all tiles, and nothing selected."""
     model = build("internvl_hf_flexselect", pretrained=original, **SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from lmms_eval.models.simple.internvl2 import get_index
@@ -10,24 +11,24 @@ from transformers import InternVLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.models._internvl_processor import FrameSegments, InternVLMedia, OriginalProcessor, PromptForm
+from lmms_flexselect.families.internvl_processor import FrameSegments, OriginalProcessor
+from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video_file import VideoFile, open_video
 
 SIZE, TOKENS_PER_TILE = 28, 1
 LENGTHS = [(9, 2.0), (17, 2.0), (100, 25.0), (750, 29.97), (3333, 30.0)]
 
 
-class Video:
-    def __init__(self, frames, fps):
-        self.frames, self.fps = frames, fps
+def video_of(frames, fps):
+    return VideoFile("video.mp4", frames, fps, "decord", lambda indices: np.zeros((len(indices), 4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize("video", LENGTHS)
 @pytest.mark.parametrize("wanted", [1, 2, 7, 8])
 def test_frames_are_those_that_transformers_samples(video, wanted):
     expected = InternVLVideoProcessor().sample_frames(VideoMetadata(*video), num_frames=wanted, initial_shift=True)
-    assert FrameSegments(wanted).indices(Video(*video)) == expected.tolist()
+    assert FrameSegments(wanted).indices(video_of(*video)) == expected.tolist()
 
 
 @pytest.mark.parametrize("video", LENGTHS)
@@ -35,7 +36,7 @@ def test_frames_are_those_that_transformers_samples(video, wanted):
 def test_frames_by_rate_are_those_that_transformers_samples(video, fps):
     total, rate = video
     expected = InternVLVideoProcessor().sample_frames(VideoMetadata(*video), fps=fps, initial_shift=True)
-    got = FrameSegments(None, fps).indices(Video(*video))
+    got = FrameSegments(None, fps).indices(video_of(*video))
     assert len(got) == max(1, int(total / rate * fps))
     assert got == expected.tolist()
 
@@ -45,19 +46,19 @@ def test_frames_by_rate_are_those_that_transformers_samples(video, fps):
 def test_the_aliass_frames_are_those_of_upstreams_internvl2(video, wanted):
     total, fps = video
     expected = get_index(None, fps, total - 1, num_segments=wanted)
-    assert FrameSegments(wanted, whole_steps=True).indices(Video(*video)) == expected.tolist()
+    assert FrameSegments(wanted, whole_steps=True).indices(video_of(*video)) == expected.tolist()
 
 
 @pytest.mark.parametrize("whole_steps", [False, True])
 @pytest.mark.parametrize("total", [2, 5, 512])
 def test_of_a_video_with_fewer_frames_than_asked_for_each_is_read(total, whole_steps):
     segments = FrameSegments(513, whole_steps=whole_steps)
-    assert segments.indices(Video(total, 25.0)) == list(range(total))
+    assert segments.indices(video_of(total, 25.0)) == list(range(total))
 
 
 @pytest.mark.parametrize("fps", [0.01, 99.0])
 def test_a_rate_gives_one_frame_at_least_and_all_at_most(fps):
-    assert len(FrameSegments(None, fps).indices(Video(50, 25.0))) == {0.01: 1, 99.0: 50}[fps]
+    assert len(FrameSegments(None, fps).indices(video_of(50, 25.0))) == {0.01: 1, 99.0: 50}[fps]
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from lmms_flexselect import FrameSampling, Qwen2_5_VL, read_video
+from lmms_flexselect.families.chatml import chatml
+from lmms_flexselect.families.internvl import InternVL
+from lmms_flexselect.families.internvl_prompt import spell_out
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle import CHECKPOINTS, videos
@@ -22,7 +25,8 @@ class QwenCheckpoint:
     """Reads both frames of a temporal unit: four visual tokens."""
 
     folder = CHECKPOINTS / "qwen2_5_vl"
-    columns = 2
+    grid = (2, 2)
+    unit_tokens, quadrants = 4, (0, 1, 2, 3)
 
     def __init__(self):
         self.model, self.report = AutoModelForImageTextToText.from_pretrained(
@@ -49,7 +53,8 @@ class LlavaCheckpoint:
     """Reads the first frame of a temporal unit, as one a second: four visual tokens and two newlines."""
 
     folder = CHECKPOINTS / "llava_vid"
-    columns = 3
+    grid = (2, 3)
+    unit_tokens, quadrants = 6, (0, 1, 3, 4)
 
     def __init__(self):
         config = LlavaVideoConfig.from_checkpoint(str(self.folder))
@@ -69,6 +74,38 @@ class LlavaCheckpoint:
         return prompt
 
 
-@pytest.fixture(scope="module", params=[QwenCheckpoint, LlavaCheckpoint], ids=["qwen2_5_vl", "llava_vid"])
+class InternVLCheckpoint:
+    """Reads the second frame of a temporal unit, the middle one of a second: four visual tokens between two marks."""
+
+    folder = CHECKPOINTS / "internvl_hf"
+    grid = (2, 2)
+    unit_tokens, quadrants = 6, (1, 2, 3, 4)
+
+    def __init__(self):
+        self.model, self.report = AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=torch.float32, output_loading_info=True
+        )
+        self.processor = AutoProcessor.from_pretrained(self.folder)
+        self.tokenizer = self.processor.tokenizer
+        marks = (self.processor.start_image_token_id, self.processor.end_image_token_id)
+        self.family = InternVL(self.model.eval(), marks, self.model.config.flexselect["image_marks"])
+
+    def video(self, path):
+        frames = torch.from_numpy(videos.read_video(path)[1::2]).permute(0, 3, 1, 2)
+        return self.processor.video_processor([frames], return_tensors="pt")["pixel_values_videos"][0]
+
+    def prompt(self, video, question):
+        text = chatml([("user", f"<video>\n{question}"), ("assistant", None)], system=None)
+        tokens = spell_out(text, [], [len(video)], self.tokenizer, 4, self.model.config.flexselect["frame_labels"])
+        inputs = {"input_ids": tokens.ids, "token_video": tokens.video, "token_frame": tokens.frame}
+        batch = {name: row[None] for name, row in inputs.items()}
+        (prompt,) = self.family.prompts({**batch, "pixel_values": video})
+        return prompt
+
+
+CHECKPOINT_CLASSES = (QwenCheckpoint, LlavaCheckpoint, InternVLCheckpoint)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINT_CLASSES, ids=[each.folder.name for each in CHECKPOINT_CLASSES])
 def checkpoint(request):
     return request.param()

@@ -26,9 +26,9 @@ def ask_all(checkpoint, units, selectors):
         video = checkpoint.video(path)
         for row in of_video:
             prompt = checkpoint.prompt(video, row["question"])
-            assert prompt.grids == [(units, 2, checkpoint.columns)]
-            line, column = divmod(row["quadrant"], 2)
-            needle = (2 * row["unit"] + line) * checkpoint.columns + column
+            assert prompt.grids == [(units, *checkpoint.grid)]
+            assert int(prompt.visual.sum()) == units * checkpoint.unit_tokens
+            needle = row["unit"] * checkpoint.unit_tokens + checkpoint.quadrants[row["quadrant"]]
             answers, kept = {}, {}
             for name, selector in selectors.items():
                 select = FlexSelect(selector, preset["token_budget"], preset["max_frames_per_set"], round_budget=False)

@@ -1,0 +1,125 @@
+"""An InternVL checkpoint's processor, or what stands for the one that an original lacks; and its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, GotOcr2ImageProcessor
+
+from lmms_flexselect.errors import OptionError, first_line
+from lmms_flexselect.families.chatml import chatml
+from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl_prompt import VIDEO_MARK
+from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
+from lmms_flexselect.families.pixels import normalised
+from lmms_flexselect.video_file import VideoFile
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class OriginalProcessor:
+    """What upstream uses of a processor, for a checkpoint in the original InternVL2.5 layout.
+
+    Parameters
+    ----------
+    tokenizer
+        The checkpoint's.
+    size
+        Side of a tile in pixels.
+    """
+
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        self.tokenizer = tokenizer
+        self._size = size
+        self.image_processor = GotOcr2ImageProcessor(
+            size={"height": size, "width": size},
+            crop_to_patches=True,
+            image_mean=list(_IMAGENET["mean"]),
+            image_std=list(_IMAGENET["std"]),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while being copied
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> str:
+        """ChatML, with a mark on a line of its own for each image and video; open for the answer."""
+        turns: list[tuple[str, str | None]] = [(m["role"], _marked(m["content"])) for m in conversation]
+        system = turns.pop(0)[1] if turns[0][0] == "system" else None
+        return chatml([*turns, ("assistant", None)], system)
+
+    def frame_pixels(self, frames: Tensor) -> Tensor:
+        """``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32, one tile a frame."""
+        return normalised(frames, self._size, **_IMAGENET)
+
+
+def _marked(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    marks = {"video": f"{VIDEO_MARK}\n", "image": f"{IMAGE_TOKEN}\n"}
+    return "".join(marks.get(part["type"], part.get("text", "")) for part in content)
+
+
+def load_processor(pretrained: str, original: bool, size: int, revision: str | None) -> Any:
+    """The checkpoint's own processor, or an `OriginalProcessor`.
+
+    Raises
+    ------
+    OptionError
+        If its files cannot be read.
+    """
+    if original:
+        return OriginalProcessor(load_tokenizer(pretrained, revision), size)
+    try:
+        return AutoProcessor.from_pretrained(pretrained, revision=revision)
+    except Exception as error:
+        raise OptionError(f"pretrained={pretrained}: its processor cannot be read ({first_line(error)})") from None
+
+
+@dataclass(frozen=True)
+class FrameSegments:
+    """Which frames of a video are read: the middle one of each of so many segments.
+
+    Attributes
+    ----------
+    frames
+        How many; None for `fps`. A shorter video gives all it has.
+    fps
+        How many a second, if `frames` is None.
+    whole_steps
+        Segments start at whole frames, as upstream's `internvl2` has it; else as transformers has it.
+    """
+
+    frames: int | None
+    fps: float | None = None
+    whole_steps: bool = False
+
+    def indices(self, video: VideoFile) -> list[int]:
+        """Of a video's frames, ascending."""
+        total = video.frames
+        wanted = self.frames if self.frames is not None else int(total / video.fps * (self.fps or 0))
+        count = max(1, min(wanted, total))
+        if count == total:  # upstream's whole steps would show some twice and leave the last out
+            return list(range(total))
+        if self.whole_steps:
+            segment = (total - 1) / count
+            return [int(segment / 2 + round(segment * index)) for index in range(count)]
+        segment = total / count
+        return [min(int(segment / 2 + segment * index), total - 1) for index in range(count)]
+
+
+def video_pixels(processor: Any, video: VideoFile, indices: list[int], dtype: torch.dtype) -> Tensor:
+    """Frames of a video as the tower reads them: ``(frames, 3, size, size)``, decoded and resized some at a time."""
+    return torch.cat([_pixels(processor, part).to(dtype) for part in video.parts(indices)])
+
+
+def _pixels(processor: Any, frames: Tensor) -> Tensor:
+    if isinstance(processor, OriginalProcessor):
+        return processor.frame_pixels(frames)
+    channels_first = frames.permute(0, 3, 1, 2)
+    made = processor.video_processor(videos=[channels_first], do_sample_frames=False, return_tensors="pt")
+    return made["pixel_values_videos"][0]
