@@ -15,7 +15,7 @@ from lmms_flexselect.families.mrope import ROPE_RULES
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.selection import REMAINDERS
 
-SELECTORS = ("reference", "uniform", "random", "none")
+SELECTORS = ("reference", "lite", "uniform", "random", "none")
 CHOICES = {
     "selector": SELECTORS,
     "reduction": REDUCTIONS,
@@ -43,10 +43,10 @@ class FlexSelectOptions:
     Attributes
     ----------
     selector
-        ``reference`` (FlexSelect), ``uniform`` and ``random`` (controls at the same budget), ``none`` (the paired
-        baseline: same wrapper, same prompt, same frames, nothing dropped).
+        ``reference`` (FlexSelect), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
+        budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped).
     selector_path
-        Checkpoint of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
+        Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
     reference_layer
         Decoder layer whose attention scores, 0-based; None until the preset fills it in.
     token_budget
@@ -97,11 +97,11 @@ class FlexSelectOptions:
     dump_selection: str | None = None
 
     def __post_init__(self) -> None:
-        if self.selector == "lite":
-            raise OptionError("selector=lite: not in this release; the selectors are " + ", ".join(SELECTORS))
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        if self.selector_path is not None:
+        if self.selector == "lite" and not self.selector_path:
+            raise OptionError("selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector")
+        if self.selector != "lite" and self.selector_path is not None:
             raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
         for name, least in (("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)):
             if name != "reference_layer" or self.reference_layer is not None:

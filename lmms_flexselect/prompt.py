@@ -40,6 +40,9 @@ class VideoPrompt:
     label
         ``(tokens,)`` int64: the video of whose frame a text token tells (``Frame7: ``), -1 for all others; `frame` has
         the frame's number there too. None where frames have no such text.
+    scorer
+        The same prompt as a selector with embeddings of its own reads it: the same videos and as many visual tokens
+        in the same order, perhaps other text tokens. None without one.
     """
 
     input_ids: Tensor
@@ -51,6 +54,7 @@ class VideoPrompt:
     compact_positions: Callable[[Tensor], Tensor] | None
     closes_up: bool = False
     label: Tensor | None = None
+    scorer: VideoPrompt | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -67,8 +71,13 @@ class VideoPrompt:
 
     @property
     def query_columns(self) -> Tensor:
-        """``(text,)`` int64: every token after the last visual one, chat suffix included; all if there is none."""
+        """``(text,)`` int64: every token after the last visual one, chat suffix included; all if there is none.
+
+        What tells of a frame, the mark behind the last one for instance, asks nothing.
+        """
         behind = self.visual.flip(0).cumsum(0).flip(0) == 0
+        if self.label is not None:
+            behind &= self.label < 0
         return behind.nonzero().squeeze(-1)
 
     def keep(self, mask: Tensor) -> VideoPrompt:
@@ -84,6 +93,7 @@ class VideoPrompt:
             frame=self.frame[columns],
             label=None if self.label is None else self.label[columns],
             compact_positions=None,
+            scorer=None,
         )
 
 

@@ -56,13 +56,14 @@ def visual_relevance(
     visual_columns = visual.nonzero().squeeze(-1)
     relevance = torch.zeros(len(visual_columns), dtype=torch.float32, device=keys.device)
     # One group of heads at a time: the largest temporary is (heads / kv_heads, text, tokens), whatever the model.
-    for group, key in zip(queries.view(kv_heads, heads // kv_heads, *queries.shape[1:]), keys, strict=True):
-        logits = torch.matmul(group.float(), key.float().T) * scale
-        attention = logits.masked_fill_(unseen, float("-inf")).softmax(-1)[..., visual_columns]
-        if reduction == "max":
-            relevance = torch.maximum(relevance, attention.amax((0, 1)))
-        else:
-            relevance += attention.sum((0, 1)) / (heads * queries.shape[1])
+    with torch.autocast(queries.device.type, enabled=False):  # float32 in a training step too
+        for group, key in zip(queries.view(kv_heads, heads // kv_heads, *queries.shape[1:]), keys, strict=True):
+            logits = torch.matmul(group.float(), key.float().T) * scale
+            attention = logits.masked_fill_(unseen, float("-inf")).softmax(-1)[..., visual_columns]
+            if reduction == "max":
+                relevance = torch.maximum(relevance, attention.amax((0, 1)))
+            else:
+                relevance = relevance + attention.sum((0, 1)) / (heads * queries.shape[1])
     return relevance
 
 
@@ -98,15 +99,15 @@ def _reading_layer(attention: nn.Module, read: Callable[[Tensor, Tensor, float],
         del attention._flexselect_read
 
 
-@torch.no_grad()
 def queries_and_keys(
     decoder: nn.Module, layer: int, inputs_embeds: Tensor, position_ids: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Queries and keys of one layer, after its norms and rotary embedding, for one unpadded prompt.
 
-    Runs decoder layers ``0 .. layer-1`` with whatever attention kernel the model was loaded with, then the input norm
-    and projections of `layer`; its attention, MLP and everything above never run. Works for any transformers decoder
-    whose attention goes through `AttentionInterface`, also when its layers lie on several devices.
+    Gradients flow if they are on. Runs decoder layers ``0 .. layer-1`` with whatever attention kernel the model was
+    loaded with, then the input norm and projections of `layer`; its attention, MLP and everything above never run.
+    Works for any transformers decoder whose attention goes through `AttentionInterface`, also when its layers lie on
+    several devices.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ DEFAULTS = {
     "dump_selection": None,
 }
 ALLOWED = {
-    "selector": ["reference", "uniform", "random", "none"],
+    "selector": ["reference", "lite", "uniform", "random", "none"],
     "reduction": ["max", "mean"],
     "budget_remainder": ["spread", "drop"],
     "rope": ["published", "library"],
@@ -71,7 +71,8 @@ def test_every_choice_is_tested():
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ALLOWED.items() for v in values])
 def test_allowed_values(name, value):
-    assert getattr(FlexSelectOptions(**{name: value}), name) == value
+    path = "/weights" if value == "lite" else None
+    assert getattr(FlexSelectOptions(**{"selector_path": path, name: value}), name) == value
 
 
 @pytest.mark.parametrize("value", ["", "Max", "all", 1, None, True])
@@ -121,13 +122,14 @@ def test_strict_is_true_or_false(value):
     assert complaint(FlexSelectOptions, strict=value) == f"strict={value}: must be true or false"
 
 
-def test_lite_is_not_in_this_release():
-    text = complaint(FlexSelectOptions, selector="lite")
-    assert text.startswith("selector=lite: ")
-    assert text.endswith("the selectors are " + ", ".join(ALLOWED["selector"]))
+@pytest.mark.parametrize("path", [None, ""])
+def test_lite_needs_a_checkpoint(path):
+    text = complaint(FlexSelectOptions, selector="lite", selector_path=path)
+    assert text == "selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector"
+    assert FlexSelectOptions(selector="lite", selector_path="/weights").selector_path == "/weights"
 
 
-@pytest.mark.parametrize("selector", ALLOWED["selector"])
+@pytest.mark.parametrize("selector", [name for name in ALLOWED["selector"] if name != "lite"])
 def test_a_selector_checkpoint_goes_with_lite(selector):
     text = complaint(FlexSelectOptions, selector=selector, selector_path="/weights")
     assert text == f"selector_path=/weights: goes with selector=lite, not {selector}"

@@ -25,7 +25,7 @@ def test_the_python_examples_find_the_needle(capsys, number, kept):
 
 def test_every_option_is_in_the_readme():
     missing = [name for name in FlexSelectOptions.names() if f"`{name}`" not in README and f"`{name}=" not in README]
-    assert missing == ["selector_path"]  # goes with selector=lite, which is not there yet
+    assert missing == []
 
 
 def test_both_commands_are_there():

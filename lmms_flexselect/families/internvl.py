@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Family
+from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.family import Family, Tower, gradients_for_selector, reading_inputs
 from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 
 IMAGE_MARKS = ("compete", "stay")
@@ -31,18 +31,34 @@ class InternVL(Family):
         InternVL2.5 (258 tokens a frame); ``"stay"``: they are text (256).
     tiles_per_chunk
         Tiles that go through the vision tower together: bounds memory, changes nothing.
+    selector_mark_ids
+        Ids that a FlexSelect-Lite selector's tokenizer has for a visual token and the marks before and behind them.
+    shift_window
+        Repeat the published selector's offset: it was trained with the video's tokens counted in its own tokenizer's
+        prompt and cut out of the model's (algorithm.md, section 4). Its i-th score then stands for the model's token
+        at the selector's place: some of the text before the video may be dropped, and as many of its last visual
+        tokens always stay, or the reverse.
     """
 
     model: Any
     mark_ids: tuple[int, int]
     image_marks: str = "compete"
     tiles_per_chunk: int = 32
+    selector_mark_ids: tuple[int, int, int] | None = None
+    shift_window: bool = False
 
     def __post_init__(self) -> None:
         if self.image_marks not in IMAGE_MARKS:
             raise OptionError(f"image_marks={self.image_marks!r}: must be one of {', '.join(IMAGE_MARKS)}")
 
-    @torch.no_grad()
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads: features after the pixel shuffle."""
+        config = self.model.config
+        width = config.vision_config.hidden_size * round(config.downsample_ratio**-2)
+        return Tower("internvl_hf", width)
+
+    @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
 
@@ -52,30 +68,58 @@ class InternVL(Family):
             ``input_ids`` and ``attention_mask`` ``(batch, tokens)``; ``pixel_values`` ``(tiles, 3, size, size)`` of
             all images and frames in their order; ``token_video`` and ``token_frame`` ``(batch, tokens)`` int64: video
             and frame that a token belongs to, its label (``Frame7: ``) and marks too, counted from 0; -1 elsewhere.
+            For a selector ``selector_ids``, ``selector_video`` and ``selector_frame`` too: the same prompts by its
+            own tokenizer.
         """
-        ids = inputs["input_ids"]
-        embeds = self.model.get_input_embeddings()(ids)
-        pixels = inputs.get("pixel_values")
-        if pixels is not None:
-            places = (ids == self.model.config.image_token_id).to(embeds.device).nonzero(as_tuple=True)
-            done = 0
-            for chunk in pixels.split(self.tiles_per_chunk):
-                features = self.model.get_image_features(pixel_values=chunk).pooler_output.flatten(0, 1)
-                rows, columns = (p[done : done + len(features)] for p in places)
-                embeds[rows, columns] = features.to(embeds.device, embeds.dtype)
-                done += len(features)
-        real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        none = torch.full_like(ids, -1)
-        video, frame = (inputs.get(name, none) for name in ("token_video", "token_frame"))
+        features, own = self._features(inputs.get("pixel_values"))
+        marks = (self.model.config.image_token_id, *self.mark_ids)
+        prompts = self._rows(inputs, "input_ids", "token_", self.model.get_input_embeddings(), features, marks)
+        if self.selector is not None:
+            read = self._rows(inputs, "selector_ids", "selector_", self.selector.embed, own, self.selector_mark_ids)
+            prompts = [
+                replace(self._shifted(prompt, scorer) if self.shift_window else prompt, scorer=scorer)
+                for prompt, scorer in zip(prompts, read, strict=True)
+            ]
+        return prompts
+
+    def _features(self, pixels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Visual tokens ``(tokens, hidden)``, as the model and as the selector has them."""
+        if pixels is None:
+            return None, None
+        tokens, of_selector = [], []
+        for chunk in pixels.split(self.tiles_per_chunk):
+            with reading_inputs(self.model.model.multi_modal_projector) as read:
+                tokens.append(self.model.get_image_features(pixel_values=chunk).pooler_output.flatten(0, 1))
+            if self.selector is not None:
+                of_selector.append(self.selector_tokens(read[0]).flatten(0, 1))
+        return torch.cat(tokens), torch.cat(of_selector) if of_selector else None
+
+    def _rows(
+        self, inputs: Mapping[str, Any], ids_name: str, prefix: str, embed: Any, features: Tensor | None, marks: Any
+    ) -> list[VideoPrompt]:
+        ids = inputs[ids_name]
+        embeds = embed(ids)
+        if features is not None:
+            mask = (ids == marks[0]).to(embeds.device)
+            if (places := int(mask.sum())) != len(features):
+                raise FlexSelectError(
+                    f"the prompts have places for {places} visual tokens; the pixels make {len(features)}"
+                )
+            embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
+        ones, none = torch.ones_like(ids), torch.full_like(ids, -1)
+        real = inputs.get("attention_mask", ones) if ids_name == "input_ids" else ones
+        video, frame = (inputs.get(f"{prefix}{name}", none) for name in ("video", "frame"))
         return [
-            self._prompt(row[keep], embed[keep.to(embed.device)], v[keep], f[keep])
-            for row, embed, v, f, keep in zip(ids, embeds, video, frame, real, strict=True)
+            self._prompt(row[keep], each[keep.to(each.device)], v[keep], f[keep], marks)
+            for row, each, v, f, keep in zip(ids, embeds, video, frame, real.bool(), strict=True)
         ]
 
-    def _prompt(self, ids: Tensor, embeds: Tensor, video: Tensor, frame: Tensor) -> VideoPrompt:
-        selectable = ids == self.model.config.image_token_id
-        if self.image_marks == "compete":
-            selectable |= torch.isin(ids, torch.tensor(self.mark_ids, device=ids.device))
+    def _prompt(
+        self, ids: Tensor, embeds: Tensor, video: Tensor, frame: Tensor, marks: tuple[int, int, int]
+    ) -> VideoPrompt:
+        selectable = torch.isin(
+            ids, torch.tensor(marks if self.image_marks == "compete" else marks[:1], device=ids.device)
+        )
         visual = (video >= 0) & selectable
         side = int(self.model.config.image_seq_length**0.5)
         frames = [int(frame[video == v].max()) + 1 for v in range(int(video.max()) + 1)] if len(video) else []
@@ -90,6 +134,22 @@ class InternVL(Family):
             closes_up=True,
             label=video.where(~visual, -1),
         )
+
+    @staticmethod
+    def _shifted(prompt: VideoPrompt, scorer: VideoPrompt) -> VideoPrompt:
+        """The prompt with its video's tokens taken for where the selector's prompt has them (see `shift_window`)."""
+        columns, places = (p.visual.nonzero().squeeze(-1) for p in (prompt, scorer))
+        if not len(columns):
+            return prompt
+        if prompt.num_videos > 1 or any(int(c[-1] - c[0]) + 1 != len(c) for c in (columns, places)):
+            raise OptionError(
+                "the published InternVL selector was trained on one video of bare frames; give frame_labels=bare"
+            )
+        if int(places[-1]) >= len(prompt):
+            raise FlexSelectError("the prompt is too short for the published InternVL selector's window")
+        video, frame = torch.full_like(prompt.video, -1), torch.full_like(prompt.frame, -1)
+        video[places], frame[places] = prompt.video[columns], prompt.frame[columns]
+        return replace(prompt, video=video, frame=frame, label=None)
 
     @torch.no_grad()
     def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:

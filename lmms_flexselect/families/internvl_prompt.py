@@ -93,6 +93,8 @@ def spell_out(
         left = len(waiting_images) + len(waiting_videos)
         raise FlexSelectError(f"the prompt has no place for {left} of its images or videos")
     ids = torch.tensor(tokenizer(spelled).input_ids)
+    if not owners:
+        return Tokens(ids, torch.full_like(ids, -1), torch.full_like(ids, -1))
     return _expanded(ids, owners, tokenizer, tokens_per_tile, labels == "numbered")
 
 
@@ -100,12 +102,14 @@ def _expanded(
     ids: Tensor, owners: list[tuple[int, int, int]], tokenizer: Any, tokens_per_tile: int, labelled: bool
 ) -> Tokens:
     """One context token an image or frame, made as many as it has, and all tokens told whose they are."""
-    start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, END))
-    starts, ends = ((ids == token).nonzero().squeeze(-1).tolist() for token in (start, end))
+    triple = tokenizer.convert_tokens_to_ids([START, IMAGE_TOKEN, END])
+    # A question may speak of <img>, too; what was spelled out above has its one context token inside.
+    starts = (ids.unfold(0, 3, 1) == torch.tensor(triple)).all(1).nonzero().squeeze(-1).tolist()
     video, frame = torch.full_like(ids, -1), torch.full_like(ids, -1)
     sizes = torch.ones_like(ids)
     behind = 0
-    for (own_video, own_frame, tiles), first, last in zip(owners, starts, ends, strict=True):
+    for (own_video, own_frame, tiles), first in zip(owners, starts, strict=True):
+        last = first + 2
         sizes[first + 1 : last] = tiles * tokens_per_tile
         if own_video >= 0:
             label = behind if own_frame else first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
-from lmms_flexselect.families.family import Family
+from lmms_flexselect.families.family import Family, Tower, gradients_for_selector, reading_inputs
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.loading import load_tokenizer, load_whole
@@ -83,7 +83,14 @@ class LlavaVideo(Family):
         """The text model."""
         return self.model.model
 
-    @torch.no_grad()
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads."""
+        config = self.model.config
+        pooling = {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
+        return Tower("llava_vid", config.vision_config.hidden_size, pooling)
+
+    @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
 
@@ -119,26 +126,35 @@ class LlavaVideo(Family):
         video = torch.full_like(expanded, -1)
         frame = torch.full_like(expanded, -1)
         embeds = self.model.get_input_embeddings()(expanded.clamp(min=0))
+        of_selector = None if self.selector is None else self.selector.embed(expanded.clamp(min=0))
         grids = []
         places = sizes.cumsum(0) - sizes
         for number, (frames, place) in enumerate(zip(own, places[ids == VIDEO_TOKEN].tolist(), strict=True)):
             grids.append((len(frames), rows, columns))
             behind = place
             for chunk in frames.split(self.frames_per_chunk):
-                features = self._encode(chunk, embeds).flatten(0, 1)
+                features, seen = self._encode(chunk, embeds)
                 embeds[behind : behind + len(features)] = features
+                if of_selector is not None and seen is not None:
+                    of_selector[behind : behind + len(seen)] = seen
                 behind += len(features)
             video[place:behind] = number
             frame[place:behind] = torch.arange(len(frames), device=ids.device).repeat_interleave(rows * columns)
 
         positions = consecutive(torch.ones_like(expanded))
-        return VideoPrompt(expanded, embeds, positions, video, frame, grids, consecutive, closes_up=True)
+        prompt = VideoPrompt(expanded, embeds, positions, video, frame, grids, consecutive, closes_up=True)
+        if of_selector is not None:
+            prompt.scorer = replace(prompt, inputs_embeds=of_selector)
+        return prompt
 
-    def _encode(self, frames: Tensor, like: Tensor) -> Tensor:
-        """Visual tokens ``(frames, tokens, hidden)`` of some frames, on the device and in the dtype of `like`."""
+    def _encode(self, frames: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Visual tokens ``(tokens, hidden)`` of some frames, as `like` is, and as the selector has them."""
         pixels = pixel_values(frames.cpu(), self.model.config.vision_config.image_size)
         # With the model over several devices, accelerate's hooks take the pixels on to where the tower lies.
-        return self.model.model.encode_frames(pixels.to(like.device, like.dtype)).to(like.device, like.dtype)
+        with reading_inputs(self.model.model.mm_projector) as read:
+            tokens = self.model.model.encode_frames(pixels.to(like.device, like.dtype)).to(like.device, like.dtype)
+        own = None if self.selector is None else self.selector_tokens(read[0]).flatten(0, 1)
+        return tokens.flatten(0, 1), own
 
     @torch.no_grad()
     def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:

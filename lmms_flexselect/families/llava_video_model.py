@@ -143,6 +143,31 @@ def check_pooling(mode: Any, stride: Any, side: int | None = None) -> None:
         raise OptionError(f"mm_spatial_pool_stride={stride}: a frame is {side} patches wide, so give at most {side}")
 
 
+def pooled_rows(side: int, mode: str, stride: int) -> int:
+    """Rows, and columns, that are left of `side` patches."""
+    return math.ceil(side / stride) if mode == "bilinear" else side // stride
+
+
+def pooled_with_newlines(features: Tensor, newline: Tensor, mode: str, stride: int) -> Tensor:
+    """Projected features ``(frames, patches, hidden)`` pooled, with `newline` ``(hidden,)`` behind every row.
+
+    Returns
+    -------
+    Tensor
+        ``(frames, rows * (columns + 1), hidden)``.
+    """
+    frames, patches, hidden = features.shape
+    side = math.isqrt(patches)
+    rows = pooled_rows(side, mode, stride)
+    features = features.view(frames, side, side, hidden).permute(0, 3, 1, 2)
+    if mode == "bilinear":
+        features = F.interpolate(features.contiguous(), size=(rows, rows), mode="bilinear")
+    else:
+        features = F.avg_pool2d(features, stride)
+    features = features.permute(0, 2, 3, 1)
+    return torch.cat([features, newline.to(features.device).expand(frames, rows, 1, hidden)], dim=2).flatten(1, 2)
+
+
 class _SiglipTower(SiglipPreTrainedModel):
     """SigLIP up to the last encoder layer but one; `post_layernorm` is in the checkpoints and not used."""
 
@@ -182,8 +207,8 @@ class LlavaVideoModel(Qwen2Model):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of one frame's tokens; the last column is the newlines."""
-        pooled = self.config.patches_a_side / self.config.mm_spatial_pool_stride
-        rows = math.ceil(pooled) if self.config.mm_spatial_pool_mode == "bilinear" else math.floor(pooled)
+        pooling = (self.config.mm_spatial_pool_mode, self.config.mm_spatial_pool_stride)
+        rows = pooled_rows(self.config.patches_a_side, *pooling)
         return rows, rows + 1
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
@@ -201,17 +226,8 @@ class LlavaVideoModel(Qwen2Model):
             bilinear pooling, 182 for average pooling.
         """
         features = self.mm_projector(self.vision_tower["vision_tower"]["vision_model"](pixel_values))
-        frames, patches, hidden = features.shape
-        side = math.isqrt(patches)
-        features = features.view(frames, side, side, hidden).permute(0, 3, 1, 2)
-        rows, _ = self.grid
-        if self.config.mm_spatial_pool_mode == "bilinear":
-            features = F.interpolate(features.contiguous(), size=(rows, rows), mode="bilinear")
-        else:
-            features = F.avg_pool2d(features, self.config.mm_spatial_pool_stride)
-        features = features.permute(0, 2, 3, 1)
-        newline = self.image_newline.to(features.device).expand(frames, rows, 1, hidden)
-        return torch.cat([features, newline], dim=2).flatten(1, 2)
+        pooling = (self.config.mm_spatial_pool_mode, self.config.mm_spatial_pool_stride)
+        return pooled_with_newlines(features, self.image_newline, *pooling)
 
 
 class LlavaVideoForCausalLM(Qwen2ForCausalLM):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Family
+from lmms_flexselect.families.family import Family, Tower, gradients_for_selector, reading_inputs
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
 from lmms_flexselect.prompt import VideoPrompt, generation_inputs, left_padded
 
@@ -43,7 +43,13 @@ class Qwen2_5_VL(Family):
         if self.rope not in ROPE_RULES:
             raise OptionError(f"rope={self.rope!r}: must be one of {', '.join(ROPE_RULES)}")
 
-    @torch.no_grad()
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads."""
+        vision = self.model.config.vision_config
+        return Tower("qwen2_5_vl", vision.hidden_size, spatial_merge_size=vision.spatial_merge_size)
+
+    @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Tensor]) -> list[VideoPrompt]:
         """Embed a processed batch: one unpadded prompt a row.
 
@@ -57,23 +63,38 @@ class Qwen2_5_VL(Family):
         config = self.model.config
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
-        for token, features in (
+        of_selector = None if self.selector is None else self.selector.embed(ids)
+        for token, (features, own) in (
             (config.video_token_id, self._features("video", "pixel_values_videos", inputs)),
             (config.image_token_id, self._features("image", "pixel_values", inputs)),
         ):
             if features is not None:
-                mask = (ids == token).to(embeds.device)
-                embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
+                embeds = _filled_in(embeds, ids == token, features)
+            if own is not None and of_selector is not None:
+                of_selector = _filled_in(of_selector, ids == token, own)
         grids = _Grids(inputs, config, self.seconds_per_unit)
         padding = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         rows = zip(ids, embeds, padding, strict=True)
-        return [self._prompt(row[real], embed[real.to(embed.device)], grids) for row, embed, real in rows]
+        prompts = [self._prompt(row[real], embed[real.to(embed.device)], grids) for row, embed, real in rows]
+        if of_selector is not None:
+            for prompt, embed, real in zip(prompts, of_selector, padding, strict=True):
+                prompt.scorer = replace(prompt, inputs_embeds=embed[real.to(embed.device)])
+        return prompts
 
-    def _features(self, kind: str, key: str, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    def _features(self, kind: str, key: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Visual tokens ``(tokens, hidden)``, as the model and as the selector has them."""
         if inputs.get(key) is None:
-            return None
+            return None, None
+        grids = inputs[f"{kind}_grid_thw"]
         encode = self.model.get_video_features if kind == "video" else self.model.get_image_features
-        return torch.cat(list(encode(inputs[key], inputs[f"{kind}_grid_thw"]).pooler_output))
+        with reading_inputs(self.model.model.visual.merger) as read:
+            features = torch.cat(list(encode(inputs[key], grids).pooler_output))
+        if self.selector is None:
+            return features, None
+        vision = self.model.config.vision_config
+        order = window_order(grids.tolist(), vision.spatial_merge_size, vision.window_size // vision.patch_size)
+        own = self.selector_tokens(read[0])
+        return features, own[order.argsort().to(own.device)]
 
     def _prompt(self, ids: Tensor, embeds: Tensor, grids: _Grids) -> VideoPrompt:
         blocks = grids.blocks(ids)
@@ -112,6 +133,37 @@ class Qwen2_5_VL(Family):
         positions = left_padded([p.position_ids.T for p in prompts]).permute(2, 0, 1)
         output = self.model.generate(**inputs, position_ids=positions, **generate_kwargs)
         return list(output[:, inputs["input_ids"].shape[1] :])
+
+
+def _filled_in(embeds: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    return embeds.masked_scatter(mask.to(embeds.device)[..., None], features.to(embeds.device, embeds.dtype))
+
+
+def window_order(grids: Sequence[tuple[int, int, int]], merge: int, window: int) -> Tensor:
+    """The order in which the tower has the tokens of some media: window by window, in rows of windows.
+
+    Parameters
+    ----------
+    grids
+        Time, height and width of each, in patches.
+    merge
+        Patches that become a token, along a side.
+    window
+        Patches along a window's side.
+
+    Returns
+    -------
+    Tensor
+        ``(tokens,)`` int64: which token, counted in rows, is the tower's i-th.
+    """
+    side = window // merge
+    order, before = [], 0
+    for time, height, width in grids:
+        places = [(t, r, c) for t in range(time) for r in range(height // merge) for c in range(width // merge)]
+        windows = [(t, r // side, c // side, r, c) for t, r, c in places]
+        order += [before + i for i in sorted(range(len(places)), key=windows.__getitem__)]
+        before += len(places)
+    return torch.tensor(order)
 
 
 class _Grids:

@@ -18,6 +18,7 @@ from loguru import logger
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
 from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._preflight import check_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
@@ -49,12 +50,13 @@ class FlexSelectPlugin(lmms):
             upstream_args = self._resolve(given)
             use_upstream_prompts()
             self._load(upstream_args)
+            family = self._family(super().model)
+            selector = self._selector(family)
         except FlexSelectError as error:
             _stop(error)
         self.task_dict = DocumentLog()
-        family = self._family(super().model)
         flexselect = FlexSelect(
-            self._selector(family),
+            selector,
             self.options.token_budget,
             self.options.max_frames_per_set,
             self.options.budget_remainder,
@@ -86,6 +88,10 @@ class FlexSelectPlugin(lmms):
         """Upstream arguments that the checkpoint's configuration tells, and upstream does not read there."""
         return {}
 
+    def _read_with(self, selector: SelectorConfig) -> dict[str, Any]:
+        """Options that a FlexSelect-Lite selector was trained to be read with."""
+        return {"reduction": selector.reduction}
+
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         """Raise `OptionError` for upstream arguments that cannot work."""
 
@@ -105,6 +111,8 @@ class FlexSelectPlugin(lmms):
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
+        if given.get("selector") == "lite" and given.get("pretrained") == "needle":
+            given.setdefault("selector_path", "needle")
         known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
         check_names(given, known)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
@@ -112,10 +120,14 @@ class FlexSelectPlugin(lmms):
         pretrained = given.get("pretrained", signature["pretrained"].default)
         if pretrained == "needle" and not os.path.exists(pretrained):
             pretrained = str(CHECKPOINTS / self._family_name)
+        if given.get("selector_path") == "needle" and not os.path.exists("needle"):
+            given["selector_path"] = str(CHECKPOINTS / self._family_name / "selector")
         config = self._config(str(pretrained))
         num_layers = config.get_text_config().num_hidden_layers
         own = getattr(config, "flexselect", None)
         fill = self._trained_with(config) | preset(self._family_name, str(pretrained), own, num_layers)
+        if given.get("selector") == "lite":
+            fill |= self._read_with(read_selector_config(str(given["selector_path"])))
         check_names(fill, known)
         self.options = FlexSelectOptions.resolve(given, fill)
         self.options.check_model(num_layers)
@@ -147,8 +159,17 @@ class FlexSelectPlugin(lmms):
         if options.selector == "reference":
             assert options.reference_layer is not None
             return family.reference_layer(options.reference_layer, options.reduction)
+        if options.selector == "lite":
+            return family.lite(self._load_selector(family), options.reduction)
         controls: dict[str, Selector | None] = {"uniform": Uniform(), "random": Random(options.seed), "none": None}
         return controls[options.selector]
+
+    def _load_selector(self, family: Any) -> Any:
+        """The FlexSelect-Lite selector's module, beside the model."""
+        placed = {} if family.model.device.type == "cpu" else {"device_map": {"": str(family.model.device)}}
+        kernel = family.decoder.config._attn_implementation
+        dtype = getattr(torch, self.options.dtype)
+        return load_selector(str(self.options.selector_path), family.tower, dtype, attn_implementation=kernel, **placed)
 
     # Running ------------------------------------------------------------------------------------------------------
 

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors.controls import Random, Uniform
+from lmms_flexselect.selectors.lite import Lite
 from lmms_flexselect.selectors.reference_layer import ReferenceLayer
 
-__all__ = ["Random", "ReferenceLayer", "Selector", "Uniform"]
+__all__ = ["Lite", "Random", "ReferenceLayer", "Selector", "Uniform"]
 
 
 class Selector(Protocol):

@@ -32,6 +32,7 @@ class ReferenceLayer:
     layer: int
     reduction: str = "max"
 
+    @torch.no_grad()
     def __call__(
         self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
@@ -44,7 +45,10 @@ class ReferenceLayer:
         return keep, scores
 
     def relevance(self, prompt: VideoPrompt, columns: Tensor) -> Tensor:
-        """Relevance of the visual tokens at `columns`, read without any other visual token: ``(columns,)`` float32."""
+        """Relevance of the visual tokens at `columns`, read without any other visual token: ``(columns,)`` float32.
+
+        Gradients flow if they are on: this is how a FlexSelect-Lite selector is trained.
+        """
         if not len(queries := prompt.query_columns):
             raise FlexSelectError("the prompt has no text after the video, so there is nothing to rank its tokens by")
         if prompt.compact_positions is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl_checkpoint import load_model
 from lmms_flexselect.families.internvl_config import read_config
 from tests.support.internvl_checkpoint import write_original
+from tests.support.internvl_oracle import original_features
 from tests.support.internvl_tokenizers import vocabulary
-from tests.support.internvl_weights import IMAGE_SIZE, PATCH, ROPE_FACTOR, ROPE_THETA, TEXT, TOWER, random_native
+from tests.support.internvl_weights import IMAGE_SIZE, ROPE_FACTOR, ROPE_THETA, TEXT, TOWER, random_native
 
 # accelerate's own layout names InternViT's class embedding, a parameter beside the modules, and then warns of the name.
 pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
@@ -61,52 +61,6 @@ def logits(model, length, frames=2):
     ids[:, 2 : 2 + 4 * frames] = model.config.image_token_id
     mask = torch.ones_like(ids)
     return model(input_ids=ids, pixel_values=random_pixels(frames).to(model.dtype), attention_mask=mask).logits
-
-
-def original_features(weights, pixels, kind, layers):
-    """What InternViT's own forward and ``mlp1`` make of some frames, from the original weights alone, in float64."""
-    weights = {name: weight.double() for name, weight in weights.items()}
-    side, width, heads = IMAGE_SIZE // PATCH, TOWER["hidden_size"], TOWER["num_attention_heads"]
-
-    def linear(x, name):
-        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
-
-    def layer_norm(x, name, eps):
-        centred = x - x.mean(-1, keepdim=True)
-        return (
-            centred / (x.var(-1, keepdim=True, correction=0) + eps).sqrt() * weights[f"{name}.weight"]
-            + weights[f"{name}.bias"]
-        )
-
-    def norm(x, name):
-        if kind == "300m":
-            return layer_norm(x, name, 1e-6)
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
-
-    def gelu(x):
-        return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
-
-    cut = pixels.double().reshape(-1, 3, side, PATCH, side, PATCH).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    name = "vision_model.embeddings"
-    x = cut @ weights[f"{name}.patch_embedding.weight"].flatten(1).T + weights[f"{name}.patch_embedding.bias"]
-    x = torch.cat([weights[f"{name}.class_embedding"].expand(len(x), -1, -1), x], 1)
-    x = x + weights[f"{name}.position_embedding"]
-    for number in range(layers):
-        name = f"vision_model.encoder.layers.{number}"
-        qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").unflatten(-1, (3, width))
-        q, k, v = qkv.unbind(-2)
-        if kind == "6b":
-            q, k = norm(q, f"{name}.attn.q_norm"), norm(k, f"{name}.attn.k_norm")
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-        seen = (q @ k.transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1) @ v
-        x = x + linear(seen.transpose(1, 2).flatten(2), f"{name}.attn.proj") * weights[f"{name}.ls1"]
-        inner = gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        x = x + linear(inner, f"{name}.mlp.fc2") * weights[f"{name}.ls2"]
-    grid = x[:, 1:].unflatten(1, (side, side))
-    # Two by two patches become one token: from left to right, then from top to bottom.
-    corners = [grid[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-    x = layer_norm(torch.cat(corners, -1).flatten(1, 2), "mlp1.0", 1e-5)
-    return linear(gelu(linear(x, "mlp1.1")), "mlp1.3")
 
 
 @pytest.mark.parametrize("kind", KINDS)

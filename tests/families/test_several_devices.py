@@ -18,13 +18,18 @@ from accelerate import dispatch_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
+from lmms_flexselect.families.internvl import InternVL
+from lmms_flexselect.families.internvl_checkpoint import load_model
 from lmms_flexselect.families.llava_video import LlavaVideo
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from tests.support.internvl_checkpoint import write_original
+from tests.support.internvl_inputs import batch, tokens_of
+from tests.support.internvl_tokenizers import vocabulary
 from tests.support.llava_checkpoint import write_checkpoint
 from tests.support.random_models import llava_inputs
 
 SIGLIP = "model.vision_tower.vision_tower.vision_model"
-# accelerate's own layout names LLaVA's newline, a parameter beside the modules, and then warns of the name.
+# accelerate's own layout names parameters beside the modules, LLaVA's newline for one, and then warns of the name.
 pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 
 
@@ -36,6 +41,7 @@ class Case:
     family: Callable[[Any], Any]
     inputs: Any
     elsewhere: tuple[str, ...]
+    layer: int = 4
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +76,26 @@ def llava_video(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def internvl(tmp_path_factory):
+    folder = str(write_original(tmp_path_factory.mktemp("checkpoints") / "internvl"))
+    special = vocabulary("internlm2")[1]
+    decoder = ("model.language_model.embed_tokens", "model.language_model.layers.1", "lm_head")
+    tower = ("embeddings.patch_embeddings.projection", "encoder.layer.1")
+    vision = (*(f"model.vision_tower.{name}" for name in tower), "model.multi_modal_projector.linear_2")
+    return Case(
+        lambda **kwargs: load_model(folder, torch.float32, **kwargs).eval(),
+        lambda model: InternVL(model, (special["<img>"], special["</img>"]), tiles_per_chunk=7),
+        batch([tokens_of([4, ("image", 2), ("video", 24), 6], special, True)], [0]),
+        (*decoder, *vision),
+        layer=2,
+    )
+
+
 def answer(case, model):
     family = case.family(model)
     (prompt,) = family.prompts(case.inputs)
-    selection = FlexSelect(family.reference_layer(4), token_budget=12, max_frames_per_set=4)(prompt)
+    selection = FlexSelect(family.reference_layer(case.layer), token_budget=12, max_frames_per_set=4)(prompt)
     (new,) = family.generate([selection.prompt], max_new_tokens=5, do_sample=False)
     return selection, new
 
@@ -88,7 +110,7 @@ def assert_same_answer(case, split):
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_video"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_video", "internvl"])
 def test_a_model_with_layers_elsewhere_selects_and_answers_the_same(name, request, tmp_path):
     case = request.getfixturevalue(name)
     split = case.load()
@@ -102,20 +124,35 @@ def test_a_model_with_layers_elsewhere_selects_and_answers_the_same(name, reques
     assert_same_answer(case, split)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.95])
-def test_a_llava_video_model_that_is_laid_out_automatically(llava_video, tmp_path, share):
-    """With a third of the room only the first decoder layer has a place; with nearly all, the tower is torn apart."""
-    room = int(share * sum(weight.numel() * weight.element_size() for weight in llava_video.load().parameters()))
-    split = llava_video.load(device_map="auto", max_memory={"cpu": room}, offload_folder=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "share", "expected"),
+    [
+        # With a third of the room only the first decoder layer has a place; with nearly all, the tower is torn apart.
+        ("llava_video", 0.3, ("model.mm_projector.0.weight", f"{SIGLIP}.encoder.layers.0.mlp.fc1.weight")),
+        ("llava_video", 0.95, (f"{SIGLIP}.encoder.layers.1.mlp.fc1.weight",)),
+        # Here the tower comes first: its class embedding alone has a place, one block, all of it and one decoder layer.
+        ("internvl", 0.2, ("model.vision_tower.embeddings.patch_embeddings.projection.weight",)),
+        ("internvl", 0.3, ("model.vision_tower.encoder.layer.1.mlp.fc1.weight",)),
+        ("internvl", 0.9, ("model.language_model.layers.1.mlp.up_proj.weight",)),
+    ],
+)
+def test_a_model_that_is_laid_out_automatically(name, share, expected, request, tmp_path):
+    case = request.getfixturevalue(name)
+    room = int(share * sum(weight.numel() * weight.element_size() for weight in case.load().parameters()))
+    split = case.load(device_map="auto", max_memory={"cpu": room}, offload_folder=tmp_path)
     elsewhere = {name for name, weight in split.named_parameters() if weight.device.type == "meta"}
     for whole in placeable(split):
         of_module = {name for name, _ in split.named_parameters() if name == whole or name.startswith(f"{whole}.")}
         assert of_module <= elsewhere or not of_module & elsewhere, whole
-    expected = {0.3: "model.mm_projector.0.weight", 0.95: f"{SIGLIP}.encoder.layers.1.mlp.fc1.weight"}[share]
-    assert {expected, "lm_head.weight"} <= elsewhere
-    assert f"{SIGLIP}.encoder.layers.0.mlp.fc1.weight" in elsewhere or share == 0.95
-    assert_same_answer(llava_video, split)
+    assert {*expected, "lm_head.weight"} <= elsewhere
+    assert len(elsewhere) < len(list(split.parameters()))
+    assert_same_answer(case, split)
 
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_llava_video_model_that_is_laid_out_automatically_judges_the_same(llava_video, tmp_path, share):
+    room = int(share * sum(weight.numel() * weight.element_size() for weight in llava_video.load().parameters()))
+    split = llava_video.load(device_map="auto", max_memory={"cpu": room}, offload_folder=tmp_path)
     family = llava_video.family(split)
     (prompt,) = family.prompts(llava_video.inputs)
     continuation = torch.tensor([5, 17, 3])

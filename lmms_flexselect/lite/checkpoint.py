@@ -1,0 +1,209 @@
+"""Loading a FlexSelect-Lite selector, published or trained here, so that a wrong one is noticed.
+
+A selector of another family, tower or layout ranks like chance and nobody notices: everything is compared here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2Config
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+
+from lmms_flexselect import loading
+from lmms_flexselect.errors import OptionError, first_line
+from lmms_flexselect.families.family import Tower
+from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl_prompt import END, START
+from lmms_flexselect.lite.models import SELECTORS
+from lmms_flexselect.relevance import REDUCTIONS
+
+# A tensor that only this family's selectors have.
+_MARK = {
+    "llava_vid": "mm_projector.0.weight",
+    "qwen2_5_vl": "merger_token_selector.ln_q.weight",
+    "internvl_hf": "mlp1.0.weight",
+}
+_DECODER = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "initializer_range",
+)
+_POOLING = {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+_PUBLISHED_REDUCTIONS = {"token_selection": "max"}  # the reference's name of its function
+OWN = "flexselect"
+"""The entry of ``config.json`` that a selector trained here has, and a published one has not."""
+
+
+@dataclass(frozen=True)
+class SelectorConfig:
+    """What a selector's ``config.json`` says.
+
+    Attributes
+    ----------
+    raw
+        All of it.
+    trained_here
+        Whether it was trained by this package; published selectors were not.
+    reduction
+        Over heads and text tokens: what it was trained to be read with.
+    """
+
+    raw: Mapping[str, Any]
+    trained_here: bool
+    reduction: str
+
+
+def read_selector_config(path: str) -> SelectorConfig:
+    """Of a folder or hub name; read before any weights are.
+
+    Raises
+    ------
+    OptionError
+        If there is none, or it names a reduction that is not known.
+    """
+    try:
+        raw = loading.raw_config(path)
+    except OptionError as error:
+        raise OptionError(str(error).replace("pretrained=", "selector_path=", 1)) from None
+    own = raw.get(OWN)
+    named = (own or {}).get("reduction") or raw.get("drop_func_name") or "token_selection"
+    reduction = _PUBLISHED_REDUCTIONS.get(named, named)
+    if reduction not in REDUCTIONS:
+        raise OptionError(f"selector_path={path}: its reduction {named!r} is not known; known are max and mean")
+    return SelectorConfig(raw, own is not None, reduction)
+
+
+def load_selector(path: str, tower: Tower, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """A selector for a VideoLLM's tower, in evaluation mode.
+
+    Parameters
+    ----------
+    path
+        Folder or hub name: safetensors, or a PyTorch file that holds weights alone.
+    tower
+        What the VideoLLM offers.
+    dtype
+        Of the weights; rotary frequencies stay float32.
+    kwargs
+        For ``from_pretrained``: ``attn_implementation``, ``device_map``.
+
+    Raises
+    ------
+    OptionError
+        If it was made for another family, tower or pooling, or a tensor is missing, misshapen or unknown.
+    """
+    config = read_selector_config(path)
+    weights = selector_weights(path)
+    families = [family for family, mark in _MARK.items() if mark in weights]
+    if families != [tower.family]:
+        kind = f"is a selector for {families[0]}" if len(families) == 1 else "is not a FlexSelect-Lite selector"
+        raise OptionError(f"selector_path={path}: {kind}; this model needs one for {tower.family}")
+    if tower.pooling is not None:
+        own = {name: config.raw.get(name, default) for name, default in _POOLING.items()}
+        if own != tower.pooling:
+            raise OptionError(
+                f"selector_path={path}: was made for {_words(own)}; this run pools {_words(tower.pooling)}"
+            )
+    try:
+        model = loading.load_whole(
+            SELECTORS[tower.family],
+            path,
+            dtype,
+            all_known=True,
+            source={"pretrained_model_name_or_path": None, "state_dict": weights},
+            config=module_config(config.raw, tower),
+            **kwargs,
+        )
+    except OptionError as error:
+        text = str(error).replace("pretrained=", "selector_path=", 1)
+        raise OptionError(f"{text}; the selector does not fit this model") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(f"selector_path={path}: its config.json cannot be read ({first_line(error)})") from None
+    return model.eval().requires_grad_(False)
+
+
+def load_selector_tokenizer(path: str) -> Any:
+    """InternVL's selectors have a tokenizer of their own, which knows a frame's marks.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or does not know them.
+    """
+    try:
+        tokenizer = loading.load_tokenizer(AutoTokenizer, path)
+    except OptionError as error:
+        raise OptionError(str(error).replace("pretrained=", "selector_path=", 1)) from None
+    for mark in (IMAGE_TOKEN, START, END):
+        if mark not in tokenizer.get_vocab():
+            raise OptionError(f"selector_path={path}: its tokenizer has no token {mark}")
+    return tokenizer
+
+
+def module_config(raw: Mapping[str, Any], tower: Tower) -> Any:
+    """The configuration of a selector's module, from its own ``config.json`` and the tower it is for."""
+    decoder = {**raw, **raw.get("llm_config", {})}  # InternVL's may be nested
+    words = {name: decoder[name] for name in _DECODER if name in decoder}
+    config: Any = (Qwen2_5_VLTextConfig if tower.family == "qwen2_5_vl" else Qwen2Config)(**words)
+    config.tower_width = tower.width
+    for name, value in {**(tower.pooling or {}), "spatial_merge_size": tower.spatial_merge_size}.items():
+        setattr(config, name, value)
+    return config
+
+
+def selector_weights(path: str) -> dict[str, Tensor]:
+    """All tensors by their names, without the leading ``model.`` that some published files have."""
+    problem = "has no weights: neither " + ", ".join((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME))
+    try:
+        for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+            if found := _file(path, single):
+                files = [found]
+            elif found := _file(path, index):
+                shards = sorted(set(json.loads(Path(found).read_text())["weight_map"].values()))
+                files = [str(_file(path, shard) or Path(found).with_name(shard)) for shard in shards]
+            else:
+                continue
+            weights: dict[str, Tensor] = {}
+            for file in files:
+                # Never an arbitrary pickle: those can run code.
+                weights |= (
+                    load_file(file)
+                    if single == SAFE_WEIGHTS_NAME
+                    else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                )
+            return {name.removeprefix("model."): weight for name, weight in weights.items()}
+    except Exception as error:
+        reason = first_line(error) if isinstance(error, (OSError, SafetensorError)) else type(error).__name__
+        problem = f"its weights cannot be read ({reason})"
+    raise OptionError(f"selector_path={path}: {problem}")
+
+
+def _file(path: str, name: str) -> str | None:
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+
+
+def _words(pooling: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(pooling.items()))

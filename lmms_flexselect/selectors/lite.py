@@ -1,0 +1,40 @@
+"""FlexSelect-Lite: rank by a small selector that was trained to reproduce the VideoLLM's own ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.selectors.reference_layer import ReferenceLayer
+
+
+@dataclass
+class Lite:
+    """Scores a frame set by the last layer of a selector's decoder (paper, section 3.3).
+
+    Attributes
+    ----------
+    decoder
+        The selector's; its layers below the last run, the last one's queries and keys give the score.
+    reduction
+        ``"max"`` or ``"mean"`` over heads and text tokens.
+    """
+
+    decoder: nn.Module
+    reduction: str = "max"
+
+    def __call__(
+        self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Keep the `quotas[g]` tokens of every frame set that the selector finds most relevant."""
+        if prompt.scorer is None:
+            raise FlexSelectError("this prompt was made without a selector; load it into the family first")
+        video = prompt.video[columns[0]]
+        own = (prompt.scorer.video == video).nonzero().squeeze(-1)
+        return ReferenceLayer(self.decoder, len(self.decoder.layers) - 1, self.reduction)(
+            prompt.scorer, own, sets, quotas
+        )
