@@ -35,13 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
     path.add_argument("place", choices=PLACES)
     demo = commands.add_parser("demo", help="run the needle benchmark through lmms-eval: a table and two pictures")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for results and pictures")
-    chosen = parser.parse_args(arguments)
+    commands.add_parser("train", help="train a FlexSelect-Lite selector: lmms-flexselect train --help", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest and chosen.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if chosen.command == "path":
         print(installed_path(chosen.place))
         return 0
-    from lmms_flexselect.demo import main as run_demo
-
     try:
+        if chosen.command == "train":
+            from lmms_flexselect.training.command import main as run_training
+
+            return run_training(rest)
+        from lmms_flexselect.demo import main as run_demo
+
         return run_demo(chosen.output)
     except FlexSelectError as error:
         print(f"lmms-flexselect: {error}", file=sys.stderr)

@@ -114,10 +114,11 @@ class FrameSegments:
 
 def video_pixels(processor: Any, video: VideoFile, indices: list[int], dtype: torch.dtype) -> Tensor:
     """Frames of a video as the tower reads them: ``(frames, 3, size, size)``, decoded and resized some at a time."""
-    return torch.cat([_pixels(processor, part).to(dtype) for part in video.parts(indices)])
+    return torch.cat([frame_pixels(processor, part).to(dtype) for part in video.parts(indices)])
 
 
-def _pixels(processor: Any, frames: Tensor) -> Tensor:
+def frame_pixels(processor: Any, frames: Tensor) -> Tensor:
+    """``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)``."""
     if isinstance(processor, OriginalProcessor):
         return processor.frame_pixels(frames)
     channels_first = frames.permute(0, 3, 1, 2)

@@ -60,7 +60,10 @@ def no_weights(monkeypatch):
         ({"reference_layer": -1}, "reference_layer=-1: must be a whole number of at least 0"),
         ({"selector": "best"}, "selector=best: must be one of reference, lite, uniform, random, none"),
         ({"selector": "lite"}, "selector=lite: give selector_path, the folder or hub name"),
-        ({"selector": "lite", "selector_path": "/nowhere"}, "selector_path=/nowhere: no checkpoint could be read there ("),
+        (
+            {"selector": "lite", "selector_path": "/nowhere"},
+            "selector_path=/nowhere: no checkpoint could be read there (",
+        ),
         ({"selector_path": "/x"}, "selector_path=/x: goes with selector=lite, not reference"),
         ({"dtype": "float8"}, "dtype=float8: must be one of bfloat16, float16, float32"),
         ({"dtype": "float32", "torch_dtype": "float16"}, "dtype=float32 and torch_dtype=float16: give one of them"),

@@ -1,0 +1,1 @@
+"""Training a FlexSelect-Lite selector by rank supervision."""

@@ -1,0 +1,68 @@
+"""The training set as the trainer walks it: videos read when their turn comes, unreadable ones skipped and listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from torch.utils.data import Dataset
+
+from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.training.cache import ScoreCache
+from lmms_flexselect.training.data import Sample
+from lmms_flexselect.training.objective import Example
+
+QUERIES = ("question_answer", "question")
+
+
+class VideoExamples(Dataset):
+    """Samples as `Example`s; None for one whose video cannot be read.
+
+    Parameters
+    ----------
+    samples
+        What is asked about which video.
+    reader
+        Of the family (see `lmms_flexselect.training.readers`).
+    query
+        ``"question_answer"``: the answer belongs to the query, as in the reference's training; ``"question"``: it
+        does not, as in evaluation.
+    cache
+        Of the teacher's scores; None for none.
+    skipped
+        File that every unreadable video is added to, by whichever process meets it.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], reader: Any, query: str, cache: ScoreCache | None, skipped: Path
+    ) -> None:
+        if query not in QUERIES:
+            raise OptionError(f"query={query}: must be one of {', '.join(QUERIES)}")
+        self._samples, self._reader, self._query = list(samples), reader, query
+        self._cache, self._skipped = cache, skipped
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Example | None:
+        sample = self._samples[index]
+        try:
+            answer = sample.answer if self._query == "question_answer" else ""
+            inputs = self._reader.read(sample.video, sample.question, answer)
+        except VideoError as error:
+            logger.warning(f"skipped {sample.id}: {error}")
+            with self._skipped.open("a") as file:
+                file.write(json.dumps({"id": sample.id, "video": sample.video, "error": str(error)}) + "\n")
+            return None
+        return Example(sample.id, inputs, None if self._cache is None else self._cache.get(sample.id))
+
+
+def skipped_videos(path: Path) -> dict[str, str]:
+    """What is wrong with each video that was skipped, by its path."""
+    if not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text().splitlines())
+    return {line["video"]: line["error"] for line in lines}

@@ -1,0 +1,146 @@
+"""``lmms-flexselect train`` on files as LLaVA-Video-178K has them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from lmms_flexselect import cli
+from lmms_flexselect.families.family import Tower
+from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
+from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle.selectors import DECODER
+from lmms_flexselect.training.command import SelectorOptions, run
+from tests.support.trained import SMALL
+
+LLAVA = Tower("llava_vid", 96, {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2})
+
+
+@pytest.fixture
+def options(data_set, tmp_path):
+    """What every run here is given."""
+    return {
+        "family": "llava_vid",
+        "pretrained": str(CHECKPOINTS / "llava_vid"),
+        "data": str(data_set / "needles_oe_qa.json"),
+        "videos": str(data_set / "videos"),
+        "output_dir": str(tmp_path / "out"),
+        "teacher_dtype": "float32",
+        "frames": 8,
+        "held_out": 4,
+        "max_steps": 3,
+        "save_steps": 2,
+        "eval_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **SMALL,
+    }
+
+
+def as_words(options):
+    words = ["train"]
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+@pytest.mark.parametrize("family", ["llava_vid", "qwen2_5_vl", "internvl_hf"])
+def test_a_run_by_file_and_options(options, tmp_path, capsys, family):
+    options |= {"family": family, "pretrained": str(CHECKPOINTS / family)}
+    file = tmp_path / "run.yaml"
+    steps = options.pop("max_steps")
+    file.write_text(yaml.safe_dump({**options, "max_steps": 99}))
+    assert cli.main(["train", str(file), "--max_steps", str(steps)]) == 0
+    printed = capsys.readouterr().out
+    assert "eval_rank_correlation=" in printed
+    assert "eval_examples=8.0000" in printed
+    out = tmp_path / "out"
+    state = json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    config = read_selector_config(str(out))
+    own = config.raw["flexselect"]
+    assert own["teacher"]["pretrained"] == str(CHECKPOINTS / family)
+    assert own["teacher"]["frames"] == 8
+    load_selector(str(out), tower_of(own), torch.float32)
+
+
+def tower_of(own):
+    return Tower(own["family"], own["width"], own.get("pooling"), own.get("spatial_merge_size"))
+
+
+def test_a_selector_started_from_a_decoder_takes_its_first_layers(options, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    vocabulary = json.loads((CHECKPOINTS / "llava_vid" / "config.json").read_text())["vocab_size"]
+    decoder = Qwen2ForCausalLM(Qwen2Config(**{**SMALL, **DECODER, "num_hidden_layers": 3, "vocab_size": vocabulary}))
+    decoder.save_pretrained(tmp_path / "small")
+    own = {n: v for n, v in options.items() if n not in SMALL} | {"learning_rate": 0.0, "max_steps": 1}
+    words = {**own, "init": str(tmp_path / "small"), "num_hidden_layers": 2}
+    assert cli.main(as_words(words)) == 0
+    selector = load_selector(str(tmp_path / "out"), LLAVA, torch.float32)
+    assert len(selector.layers) == 2
+    for name, weight in selector.state_dict().items():
+        if name.startswith(("embed_tokens", "layers")):
+            assert torch.equal(weight, decoder.model.state_dict()[name].bfloat16().float()), name
+
+
+def test_bad_videos_are_skipped_counted_and_listed(options, data_set, tmp_path):
+    rows = json.loads((data_set / "needles_oe_qa.json").read_text())
+    cut = data_set / "videos" / "cut.mp4"
+    cut.write_bytes((data_set / "videos" / "0.mp4").read_bytes()[:900])
+    rows += [{**rows[0], "id": "cut", "video": "cut.mp4"}, {**rows[0], "id": "gone", "video": "gone.mp4"}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    given = {**options, "data": str(tmp_path / "data.json"), "num_train_epochs": 1, "max_steps": -1}
+    output_dir = given.pop("output_dir")
+    own = {name: given.pop(name) for name in list(given) if name in SelectorOptions.__dataclass_fields__}
+    metrics = run(SelectorOptions(**own), output_dir, **given)
+    assert metrics["eval_examples"] >= 2
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert {line["video"] for line in skipped} == {str(cut)}
+    assert all(line["error"].startswith(f"{cut}: ") for line in skipped)
+
+
+def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path, monkeypatch):
+    from lmms_flexselect.training.readers import LlavaVideoReader
+
+    asked = []
+    own = LlavaVideoReader.read
+    monkeypatch.setattr(LlavaVideoReader, "read", lambda *a: asked.append(a[2:]) or own(*a))  # type: ignore[func-returns-value]
+    cli.main(as_words({**options, "max_steps": 1}))
+    assert all(answer for _, answer in asked)
+    asked.clear()
+    cli.main(as_words({**options, "output_dir": str(tmp_path / "other"), "query": "question", "max_steps": 1}))
+    assert asked
+    assert not any(answer for _, answer in asked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"family": "gpt"}, "family=gpt: must be one of llava_vid, qwen2_5_vl, internvl_hf"),
+        ({"pretrained": "/nowhere"}, "pretrained=/nowhere: no checkpoint could be read there ("),
+        ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1"),
+        ({"query": "answer"}, "query=answer: must be one of question_answer, question"),
+        ({"reference_layer": 6}, "reference_layer=6: this model has layers 0 to 5"),
+        ({"kinds": ["caption"]}, ""),
+        ({"share": 2.0}, "share=2.0"),
+        ({"data": "/nowhere.json"}, "/nowhere.json"),
+        ({"init": "/nowhere", "hidden_size": 32}, "init=/nowhere: no checkpoint could be read there ("),
+        ({"init": str(CHECKPOINTS / "llava_vid"), "hidden_size": 32}, "hidden_size=32: goes with random weights, not"),
+        ({"frames": 0}, "frames=0: must be a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options, capsys, changed, says):
+    assert cli.main(as_words({**options, **changed})) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lmms-flexselect: ")]
+    assert says in line
+
+
+def test_an_unknown_option_of_a_file_is_named(options, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**options, "learning_rat": 1}))
+    assert cli.main(["train", str(tmp_path / "run.yaml")]) == 1
+    assert "unknown option learning_rat" in capsys.readouterr().err
