@@ -33,7 +33,8 @@ _MARK = {
     "qwen2_5_vl": "merger_token_selector.ln_q.weight",
     "internvl_hf": "mlp1.0.weight",
 }
-_DECODER = (
+# What a published config.json calls the decoder's sizes and kind, beside its rotary parameters.
+PLAIN = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -43,14 +44,11 @@ _DECODER = (
     "hidden_act",
     "max_position_embeddings",
     "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
     "use_sliding_window",
     "sliding_window",
     "max_window_layers",
-    "initializer_range",
 )
+_DECODER = (*PLAIN, "rope_theta", "rope_scaling", "rope_parameters", "initializer_range")
 _POOLING = {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
 _PUBLISHED_REDUCTIONS = {"token_selection": "max"}  # the reference's name of its function
 OWN = "flexselect"

@@ -23,7 +23,22 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMe
 from lmms_flexselect.families.llava_video_model import pooled_with_newlines
 
 
-class LlavaVideoSelector(Qwen2Model):
+class _DecoderItself:
+    """A selector whose published names are its decoder's own."""
+
+    embed_tokens: nn.Module
+
+    @property
+    def decoder(self) -> Any:
+        """The text model."""
+        return self
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Text embeddings."""
+        return self.embed_tokens(ids)
+
+
+class LlavaVideoSelector(_DecoderItself, Qwen2Model):
     """Reads SigLIP's features of LLaVA-Video through an own projector, the same pooling and an own newline."""
 
     family = "llava_vid"
@@ -38,22 +53,13 @@ class LlavaVideoSelector(Qwen2Model):
         self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
         self.post_init()
 
-    @property
-    def decoder(self) -> nn.Module:
-        """The text model."""
-        return self
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Text embeddings."""
-        return self.embed_tokens(ids)
-
     def project(self, features: Tensor) -> Tensor:
         """``(frames, patches, tower)`` to ``(frames, tokens, hidden)``, newlines included."""
         pooling = (self.config.mm_spatial_pool_mode, self.config.mm_spatial_pool_stride)
         return pooled_with_newlines(self.mm_projector(features), self.image_newline, *pooling)
 
 
-class Qwen2_5_VLSelector(Qwen2_5_VLTextModel):
+class Qwen2_5_VLSelector(_DecoderItself, Qwen2_5_VLTextModel):
     """Reads Qwen2.5-VL's tower through an own patch merger."""
 
     family = "qwen2_5_vl"
@@ -64,15 +70,6 @@ class Qwen2_5_VLSelector(Qwen2_5_VLTextModel):
             dim=config.hidden_size, context_dim=config.tower_width, spatial_merge_size=config.spatial_merge_size
         )
         self.post_init()
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The text model."""
-        return self
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Text embeddings."""
-        return self.embed_tokens(ids)
 
     def project(self, features: Tensor) -> Tensor:
         """``(patches, tower)`` to ``(tokens, hidden)``, in the order of the tower's windows."""

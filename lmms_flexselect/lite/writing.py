@@ -14,22 +14,8 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from lmms_flexselect.families.family import Tower
-from lmms_flexselect.lite.checkpoint import OWN
+from lmms_flexselect.lite.checkpoint import OWN, PLAIN
 
-_PLAIN = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "use_sliding_window",
-    "sliding_window",
-    "max_window_layers",
-)
 _MODEL_TYPE = {"llava_vid": "qwen2", "qwen2_5_vl": "qwen2_5_vl", "internvl_hf": "qwen2"}
 
 
@@ -67,7 +53,7 @@ def write_selector(
     words = {
         "architectures": ["FlexSelectLite"],
         "model_type": _MODEL_TYPE[tower.family],
-        **{name: getattr(config, name) for name in _PLAIN if getattr(config, name, None) is not None},
+        **{name: getattr(config, name) for name in PLAIN if getattr(config, name, None) is not None},
         **_rope(config.rope_parameters),
         **(tower.pooling or {}),
         "tie_word_embeddings": False,

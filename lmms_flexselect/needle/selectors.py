@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,39 @@ from lmms_flexselect.training.student import new_selector
 HELD_OUT = 96
 # Needles a video: many, so that telling their colours apart is much of the order; and one, as in a set of a long video.
 NEEDLES = (1, 6, 7, 8)
-# Of 1.5 to 1.7 million parameters the decoders have 1.2: a quarter of it and a projector.
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 192,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a family's selector is made.
+
+    Attributes
+    ----------
+    sizes
+        Of a decoder with random weights; None for the first `layers` of the teacher's own.
+    layers
+        How many; the last one scores.
+    learning_rate, steps
+        Of its training.
+    """
+
+    sizes: dict[str, int] | None
+    layers: int
+    learning_rate: float
+    steps: int
+
+
+# The teachers of LLaVA-Video and InternVL are read at their first layer, Qwen2.5-VL's at its second, of which two would
+# be more than a quarter of it.
+RECIPES = {
+    "llava_vid": Recipe(None, 1, 1e-3, 1000),
+    "internvl_hf": Recipe(None, 1, 1e-3, 1000),
+    "qwen2_5_vl": Recipe(
+        {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}, 2, 3e-3, 2500
+    ),
 }
+# Ranks alone hardly tell how far the needle that is asked about stands out from the others.
+LOSS = "spearman_l2"
 # Of the tests' own; elsewhere Qwen2-0.5B brings them along.
 DECODER = {
     "hidden_act": "silu",
@@ -55,7 +81,7 @@ MODEL_CARD = """\
 # FlexSelect-Lite selector of the needle {family}
 
 {parameters:,} parameters, {share:.0%} of its teacher's. Trained to rank as the teacher's layer {layer} does, on
-{steps:,} x {batch} questions about videos of 3 to {units} temporal units, in {minutes:.0f} minutes on one CPU core by
+{steps:,} x {batch} questions about videos of 8 to {units} temporal units, in {minutes:.0f} minutes on one CPU core by
 
     python -m lmms_flexselect.needle.selectors OUT --family {family} --steps {steps} --seed {seed}
 
@@ -110,15 +136,22 @@ def inputs_of(reader: Any, family: str) -> Callable[[Tensor, str], Mapping[str, 
     return qwen
 
 
-def train(family: str, out: Path, steps: int, batch: int, seed: int, **arguments: Any) -> dict[str, float]:
-    """Train, and write the selector with its card to `out`."""
+def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **arguments: Any) -> dict[str, float]:
+    """Train, and write the selector with its card to `out`; `steps` are the recipe's if None."""
+    recipe = RECIPES[family]
+    steps = steps or recipe.steps
     folder = str(CHECKPOINTS / family)
     config = raw_config(folder)
     reader = READERS[family](folder, torch.float32, TRAINING_UNITS, None)
     teacher = Teacher(reader.family, config["flexselect"]["reference_layer"])
     torch.manual_seed(seed)
     vocabulary = reader.family.model.get_input_embeddings().num_embeddings
-    student = new_selector(reader.family.tower, None, SIZES, {**DECODER, "vocab_size": vocabulary})
+    student = new_selector(
+        reader.family.tower,
+        None if recipe.sizes else folder,
+        {**(recipe.sizes or {}), "num_hidden_layers": recipe.layers},
+        {**DECODER, "vocab_size": vocabulary},
+    )
     inputs = inputs_of(reader, family)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as work:
@@ -132,7 +165,7 @@ def train(family: str, out: Path, steps: int, batch: int, seed: int, **arguments
                 **{
                     "max_steps": steps,
                     "per_device_train_batch_size": batch,
-                    "learning_rate": 3e-3,
+                    "learning_rate": recipe.learning_rate,
                     "warmup_steps": 100,
                     "eval_strategy": "no",
                     "save_strategy": "no",
@@ -141,6 +174,7 @@ def train(family: str, out: Path, steps: int, batch: int, seed: int, **arguments
                     **arguments,
                 },
             ),
+            loss=LOSS,
             about={"teacher": f"needle/{family}"},
             tokenizer=reader.tokenizer,
         )
@@ -172,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the selector to write")
     parser.add_argument("--family", choices=READERS, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

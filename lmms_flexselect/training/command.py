@@ -147,10 +147,10 @@ def _frozen_projector(options: SelectorOptions, family: Any) -> Any:
 
 
 def main(words: list[str]) -> int:
-    """``lmms-flexselect train [FILE.yaml] [--option value …]``: the file's options, then the command line's."""
+    """``lmms-flexselect train [FILE.yaml …] [--option value …]``: the files' options in order, then the line's."""
     given: dict[str, Any] = {}
-    if words and not words[0].startswith("-"):
-        given = _from_file(words.pop(0))
+    while words and not words[0].startswith("-"):
+        given |= _from_file(words.pop(0))
     parser = HfArgumentParser((SelectorOptions, TrainingArguments), prog="lmms-flexselect train")
     known = {name for action in parser._actions for name in action.option_strings}
     if unknown := [name for name in given if f"--{name}" not in known]:

@@ -98,6 +98,7 @@ class InternVLCheckpoint:
         text = chatml([("user", f"<video>\n{question}"), ("assistant", None)], system=None)
         tokens = spell_out(text, [], [len(video)], self.tokenizer, 4, self.model.config.flexselect["frame_labels"])
         inputs = {"input_ids": tokens.ids, "token_video": tokens.video, "token_frame": tokens.frame}
+        inputs |= {"selector_ids": tokens.ids, "selector_video": tokens.video, "selector_frame": tokens.frame}
         batch = {name: row[None] for name, row in inputs.items()}
         (prompt,) = self.family.prompts({**batch, "pixel_values": video})
         return prompt

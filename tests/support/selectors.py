@@ -73,7 +73,7 @@ def config_words(tower: Tower, vocabulary_size: int = 96, nested: bool = False, 
         "use_sliding_window": False,
         "vocab_size": vocabulary_size,
     }
-    words = {"architectures": ["Qwen2ForSelector_EXTERNAL"], "torch_dtype": "bfloat16"}
+    words: dict[str, Any] = {"architectures": ["Qwen2ForSelector_EXTERNAL"], "torch_dtype": "bfloat16"}
     if tower.family == "qwen2_5_vl":
         decoder |= {"model_type": "qwen2_5_vl", "rope_scaling": MROPE, "drop_func_name": "token_selection"}
         words |= {"vision_config": {"hidden_size": tower.width, "spatial_merge_size": tower.spatial_merge_size}}
@@ -287,7 +287,10 @@ class PlainSelector:
         def place(turns: float) -> float:
             return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-        low, high = max(math.floor(place(scaling["beta_fast"])), 0), min(math.ceil(place(scaling["beta_slow"])), size)
+        low, high = (
+            max(math.floor(place(scaling["beta_fast"])), 0),
+            min(math.ceil(place(scaling["beta_slow"])), size - 1),
+        )
         slowed = ((places - low) / (high - low)).clamp(0, 1)
         return plain * (1 - slowed) + plain / factor * slowed, 0.1 * math.log(factor) + 1
 

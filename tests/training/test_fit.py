@@ -209,7 +209,7 @@ def test_nothing_that_can_be_read_is_an_error(llava, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1"),
+        ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1, spearman_l2"),
         ({"learning_rat": 1.0}, "unknown training argument learning_rat: "),
     ],
 )

@@ -18,6 +18,7 @@ from lmms_flexselect.training.losses import (
     l1_loss,
     pairwise_loss,
     rank_correlation,
+    spearman_l2_loss,
     spearman_loss,
     standardised_log,
     top_k_overlap,
@@ -250,13 +251,20 @@ def test_a_batch_is_the_mean_of_its_rows(loss):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+def test_spearman_l2_loss_by_hand():
+    student, teacher = attention(300, 1), attention(300, 2)
+    difference = stats.zscore(np.log(student.double().numpy())) - stats.zscore(np.log(teacher.double().numpy()))
+    expected = float(spearman_loss(student, teacher)) + float(np.square(difference).mean())
+    assert float(spearman_l2_loss(student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
 @ALL
 def test_best_and_worst(loss):
-    """From the same order to the opposite one; the mean of ``abs(2 * z)`` of evenly spread logarithms is √3."""
+    """From one order to the opposite: of evenly spread logarithms ``abs(2 * z)`` is √3 on average, its square 4."""
     teacher = torch.linspace(-3, 3, 400).exp()
     same, turned = float(loss(teacher, teacher)), float(loss(1 / teacher, teacher))
     assert same == pytest.approx(0, abs=1e-4)
-    assert turned == pytest.approx(2.0 if loss is not l1_loss else 3**0.5, abs=1e-2)
+    assert turned == pytest.approx({l1_loss: 3**0.5, spearman_l2_loss: 2 + 4}.get(loss, 2.0), abs=1e-2)
 
 
 @ALL
@@ -277,9 +285,10 @@ def test_scores_without_an_order(loss):
         value.backward()
         assert torch.isfinite(value)
         assert torch.isfinite(student.grad).all()
-        if loss is not l1_loss:
+        of_ranks = loss not in (l1_loss, spearman_l2_loss)
+        if of_ranks:
             assert float(value.detach()) == pytest.approx(1)
-        if student[0] > 0 and student is not sloped and teacher is sloped and loss is not l1_loss:
+        if student[0] > 0 and student is not sloped and teacher is sloped and of_ranks:
             assert rank_correlation(-student.grad, teacher) > 0.99
 
 

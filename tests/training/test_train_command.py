@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from lmms_flexselect import cli
+from lmms_flexselect import cli, run_configs
 from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.selectors import DECODER
+from lmms_flexselect.training import command
 from lmms_flexselect.training.command import SelectorOptions, run
+from lmms_flexselect.training.fit import training_arguments
 from tests.support.trained import SMALL
 
 LLAVA = Tower("llava_vid", 96, {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2})
@@ -123,7 +127,7 @@ def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path
     [
         ({"family": "gpt"}, "family=gpt: must be one of llava_vid, qwen2_5_vl, internvl_hf"),
         ({"pretrained": "/nowhere"}, "pretrained=/nowhere: no checkpoint could be read there ("),
-        ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1"),
+        ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1, spearman_l2"),
         ({"query": "answer"}, "query=answer: must be one of question_answer, question"),
         ({"reference_layer": 6}, "reference_layer=6: this model has layers 0 to 5"),
         ({"kinds": ["caption"]}, ""),
@@ -144,3 +148,26 @@ def test_an_unknown_option_of_a_file_is_named(options, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**options, "learning_rat": 1}))
     assert cli.main(["train", str(tmp_path / "run.yaml")]) == 1
     assert "unknown option learning_rat" in capsys.readouterr().err
+
+
+CONFIGS = Path(run_configs.__file__).parent / "train"
+BASES = ["llava_video_7b", "qwen2_5_vl_7b", "internvl2_5_8b"]
+OWN: dict[str, Any] = {"family": "llava_vid", "pretrained": "p", "data": "d", "videos": "v"}
+CPU = {"bf16": False, "use_cpu": True}
+
+
+@pytest.mark.parametrize("change", [None, *sorted({p.stem for p in CONFIGS.glob("*.yaml")} - set(BASES))])
+@pytest.mark.parametrize("base", BASES)
+def test_the_shipped_configurations_are_options(monkeypatch, base, change):
+    asked: dict[str, Any] = {}
+
+    def record(options, output_dir, **training):
+        asked.update(vars(options), **training)
+        return {}
+
+    monkeypatch.setattr(command, "run", record)
+    files = [str(CONFIGS / f"{base}.yaml"), *([] if change is None else [str(CONFIGS / f"{change}.yaml")])]
+    assert cli.main(["train", *files, "--data", "d.json", "--videos", "v", "--output_dir", "o"]) == 0
+    wanted = {name: value for file in files for name, value in yaml.safe_load(Path(file).read_text()).items()}
+    assert {name: asked[name] for name in wanted} == wanted
+    training_arguments("o", **{name: asked[name] for name in asked if name not in vars(SelectorOptions(**OWN))} | CPU)
