@@ -163,7 +163,10 @@ def test_a_layer_that_is_not_there_is_refused(layer):
         queries_and_keys(decoder("qwen2"), layer, *prompt_for("qwen2"))
 
 
-def test_no_gradient_is_recorded():
-    queries, keys, _ = queries_and_keys(decoder("qwen2"), 1, *prompt_for("qwen2"))
-    assert not queries.requires_grad
-    assert not keys.requires_grad
+@pytest.mark.parametrize("on", [False, True])
+def test_gradients_are_recorded_where_they_are_wanted(on):
+    """A selector is trained through this; evaluation turns them off."""
+    with torch.set_grad_enabled(on):
+        queries, keys, _ = queries_and_keys(decoder("qwen2"), 1, *prompt_for("qwen2"))
+    assert queries.requires_grad is on
+    assert keys.requires_grad is on
