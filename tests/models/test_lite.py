@@ -17,6 +17,7 @@ from lmms_flexselect import FlexSelect
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import Tower
+from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGE
 from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
@@ -228,34 +229,35 @@ def test_qwens_batches_keep_the_same(tmp_path, write, lite, videos):
 # InternVL's frame labels
 
 
-@pytest.mark.parametrize("merges", [True, False], ids=["short prompts", "long prompts"])
+@pytest.mark.parametrize(("system", "back"), [("internvl2_5", True), ("none", False)])
 def test_internvls_published_selector_is_read_on_bare_frames_and_shifted(
-    tmp_path, generated, checkpoints, write, lite, videos, merges
+    tmp_path, generated, checkpoints, write, lite, videos, system, back
 ):
     """Its window stands where its own tokenizer has the frames: before the model's, or behind."""
-    files = own_tokenizer(merges)
-    path = write("internvl_hf", tokenizer=files, vocabulary_size=vocabulary("qwen2")[0])
-    model = lite("internvl_hf", path, dump_selection=tmp_path / "dump")
+    path = write("internvl_hf")
+    model = lite("internvl_hf", path, dump_selection=tmp_path / "dump", system_message=system)
     assert model.options.frame_labels == "bare"
     assert model._selecting._family.shift_window
     ask(model, [Question(PROMPT, (videos[0],))])
     theirs, own = load_tokenizer(str(checkpoints["internvl_hf"])), AutoTokenizer.from_pretrained(path)
-    system = (
-        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
-    )
-    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+    turns = {"internvl2_5": f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n", "none": ""}
+    before = f"{turns[system]}<|im_start|>user\n"
     start, own_start = (len(tokenizer(before).input_ids) for tokenizer in (theirs, own))
     assert start != own_start
+    assert (start < own_start) == back
     arrays, _ = read_selection(tmp_path / "dump" / "asked__test__0.npz")
     assert arrays["column"].tolist() == list(range(own_start, own_start + 36))
     assert arrays["frame"].tolist() == [frame for frame in range(6) for _ in range(6)]
     assert arrays["kept"].sum() == 13
     assert generated[-1][0]["inputs_embeds"].shape[1] == len(arrays["input_ids"])
+    # Visual tokens outside the window stay, whatever their scores; text may go instead.
     visual = model.tokenizer.convert_tokens_to_ids(["<img>", "<IMG_CONTEXT>", "</img>"])
+    kept = [own_start + place for place in arrays["kept"].nonzero()[0].tolist()]
+    video = range(start, start + 36)
+    outside = [column for column in video if not own_start <= column < own_start + 36]
+    assert len(outside) == abs(start - own_start)
     left = sum(token in visual for token in arrays["input_ids"].tolist())
-    shift = abs(start - own_start)
-    # Of the window's tokens as many are text as there are visual ones outside it, which stay.
-    assert left >= min(shift, 36)
+    assert left == len(outside) + sum(column in video for column in kept)
 
 
 def test_internvls_published_selector_refuses_numbered_frames(write, lite):

@@ -194,16 +194,15 @@ def write_selector_folder(
     return write_files(folder, contents)
 
 
-def own_tokenizer(merges: bool = True, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Files of a selector's tokenizer, Qwen's; without `merges` every byte is a token, so prompts are long."""
+def own_tokenizer(without: Sequence[str] = ()) -> dict[str, Any]:
+    """Files of a selector's tokenizer, Qwen's, which lacks the tokens `without`."""
     files = tokenizer_files("qwen2")
     config = json.loads(json.dumps(files["tokenizer_config.json"]))
     listed = config["added_tokens_decoder"]
     config["added_tokens_decoder"] = {n: token for n, token in listed.items() if token["content"] not in without}
     config["additional_special_tokens"] = [t for t in config["additional_special_tokens"] if t not in without]
     added = {token: number for token, number in files["added_tokens.json"].items() if token not in without}
-    files = {**files, "tokenizer_config.json": config, "added_tokens.json": added}
-    return files if merges else {**files, "merges.txt": b"#version: 0.2\n"}
+    return {**files, "tokenizer_config.json": config, "added_tokens.json": added}
 
 
 def _linear(name: str, width_in: int, width_out: int) -> dict[str, tuple[int, ...]]:
