@@ -165,6 +165,8 @@ def module_config(raw: Mapping[str, Any], tower: Tower) -> Any:
     """The configuration of a selector's module, from its own ``config.json`` and the tower it is for."""
     decoder = {**raw, **raw.get("llm_config", {})}  # InternVL's may be nested
     words = {name: decoder[name] for name in _DECODER if name in decoder}
+    if missing := [name for name in PLAIN[:6] if name not in words]:  # or transformers would build a 7B decoder
+        raise ValueError(f"no {missing[0]} in it")
     config: Any = (Qwen2_5_VLTextConfig if tower.family == "qwen2_5_vl" else Qwen2Config)(**words)
     config.tower_width = tower.width
     for name, value in {**(tower.pooling or {}), "spatial_merge_size": tower.spatial_merge_size}.items():

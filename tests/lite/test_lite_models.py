@@ -106,9 +106,13 @@ def internvl(marks="compete", shift=False):
 
 
 def internvl_prompts(family, rows, seed=SEED):
-    """Each row is the parts of a prompt as the model has it, and as the selector has it; one batch of them."""
-    tokens = [tokens_of(mine, SPECIAL, numbered, seed) for mine, _, numbered in rows]
-    own = [tokens_of(theirs, OWN_SPECIAL, numbered, seed + 1) for _, theirs, numbered in rows]
+    """Each row is the parts of a prompt as the model has it, and as the selector has it; one batch of them.
+
+    Behind them is whether frames are numbered, in both or in each.
+    """
+    rows = [(*row[:2], *(row[2] if isinstance(row[2], tuple) else row[2:] * 2)) for row in rows]
+    tokens = [tokens_of(mine, SPECIAL, numbered, seed) for mine, _, numbered, _ in rows]
+    own = [tokens_of(theirs, OWN_SPECIAL, numbered, seed + 1) for _, theirs, _, numbered in rows]
     inputs = batch(tokens, [seed] * len(rows))
     inputs |= {
         "selector_ids": torch.tensor([[token.id for token in row] for row in own]),
@@ -675,8 +679,14 @@ def test_an_image_before_the_video_shifts_with_it():
 
 @pytest.mark.parametrize(
     ("parts", "numbered"),
-    [([("video", 3)], True), ([("video", 2), ("video", 2)], False), ([("video", 2), 3, ("video", 2)], False)],
-    ids=["numbered", "two videos", "two videos apart"],
+    [
+        ([("video", 3)], True),
+        ([("video", 3)], (True, False)),
+        ([("video", 3)], (False, True)),
+        ([("video", 2), ("video", 2)], False),
+        ([("video", 2), 3, ("video", 2)], False),
+    ],
+    ids=["numbered", "numbered for the model", "numbered for the selector", "two videos", "two videos apart"],
 )
 def test_the_published_selector_knows_one_video_of_bare_frames(parts, numbered):
     family, _ = internvl(shift=True)
