@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from typing import Any
 
 import pytest
@@ -143,6 +144,18 @@ def test_rope_scaling_is_written_as_it_was_published(tmp_path, family, scaling):
     }
 
 
+def test_plain_multimodal_rope_has_its_old_name_whatever_it_was_made_from(tmp_path):
+    """Configurations of today call it default."""
+    parameters = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": SECTION}
+    words: dict[str, Any] = {"rope_scaling": None, "rope_theta": None, "rope_parameters": parameters}
+    model, weights = published(tmp_path / "published", "qwen2_5_vl", **words)
+    write_selector(tmp_path / "new", model.config, model.state_dict(), TOWERS["qwen2_5_vl"], "max")
+    config = config_of(tmp_path / "new")
+    assert config["rope_theta"] == ROPE_THETA
+    assert config["rope_scaling"] == {"rope_type": "mrope", "type": "mrope", "mrope_section": SECTION}
+    assert_holds(tmp_path / "new", "qwen2_5_vl", weights)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_written_is_for_its_own_family_and_pooling_alone(tmp_path, family):
     model, _ = published(tmp_path / "published", family)
@@ -199,18 +212,18 @@ def test_a_selector_is_replaced_by_the_next(tmp_path):
     assert len(contents(tmp_path / "new")) == 2
 
 
-@pytest.mark.parametrize("when", ["before", "halfway"])
+@pytest.mark.parametrize("when", ["before", "halfway", "last"])
 def test_a_write_that_fails_leaves_the_old_weights_whole(tmp_path, monkeypatch, when):
     model, weights = published(tmp_path / "published", "llava_vid")
     write_selector(tmp_path / "new", model.config, model.state_dict(), TOWERS["llava_vid"], "max")
     before = contents(tmp_path / "new")
 
-    def fail(tensors, path, metadata):
+    def fail(tensors, path, metadata=None):
         if when == "halfway":
             path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(writing, "save_file", fail)
+    monkeypatch.setattr(*((os, "replace") if when == "last" else (writing, "save_file")), fail)
     other, _ = published(tmp_path / "other", "llava_vid", seed=4)
     with pytest.raises(OSError, match="no space left"):
         write_selector(tmp_path / "new", other.config, other.state_dict(), TOWERS["llava_vid"], "max")
