@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.needle import CHECKPOINTS
 
 PLACES = ("tasks", "run_configs", *(f"needle/{folder.name}" for folder in sorted(CHECKPOINTS.iterdir())))
+
+# Each is a `main(words) -> exit status` of its own module, imported only when it is asked for.
+COMMANDS = {
+    "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
+    "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
+    "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),
+}
 
 
 def installed_path(place: str) -> Path:
@@ -27,29 +35,24 @@ def installed_path(place: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def path(words: list[str]) -> int:
+    """``lmms-flexselect path PLACE``."""
+    parser = argparse.ArgumentParser(prog="lmms-flexselect path", description=COMMANDS["path"][0])
+    parser.add_argument("place", choices=PLACES)
+    print(installed_path(parser.parse_args(words).place))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="lmms-flexselect", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    path = commands.add_parser("path", help="print where tasks, run configs or a needle model are installed")
-    path.add_argument("place", choices=PLACES)
-    demo = commands.add_parser("demo", help="run the needle benchmark through lmms-eval: a table and two pictures")
-    demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for results and pictures")
-    commands.add_parser("train", help="train a FlexSelect-Lite selector: lmms-flexselect train --help", add_help=False)
-    chosen, rest = parser.parse_known_args(arguments)
-    if rest and chosen.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if chosen.command == "path":
-        print(installed_path(chosen.place))
-        return 0
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, _) in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    chosen, words = parser.parse_known_args(arguments)
+    module, function = COMMANDS[chosen.command][1].split(":")
     try:
-        if chosen.command == "train":
-            from lmms_flexselect.training.command import main as run_training
-
-            return run_training(rest)
-        from lmms_flexselect.demo import main as run_demo
-
-        return run_demo(chosen.output)
+        return int(getattr(import_module(module), function)(words))
     except FlexSelectError as error:
         print(f"lmms-flexselect: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -143,6 +144,13 @@ def table(measured: list[Measured]) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def command(words: list[str]) -> int:
+    """``lmms-flexselect demo [--output FOLDER]``."""
+    parser = argparse.ArgumentParser(prog="lmms-flexselect demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for results and pictures")
+    return main(parser.parse_args(words).output)
 
 
 def main(output: Path) -> int:
