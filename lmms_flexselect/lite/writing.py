@@ -79,7 +79,10 @@ def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _replace(path: Path, write: Any) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         write(unfinished)
+        unfinished.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.training.saving import saving
 
 _ABOUT = "teacher.json"
 
@@ -67,13 +68,23 @@ class ScoreCache:
             return None
 
     def put(self, name: str, scores: Tensor) -> None:
-        """Keep the scores of an example."""
+        """Keep the scores of an example.
+
+        Raises
+        ------
+        FlexSelectError
+            If they cannot be written.
+        """
         path = self._path(name)
-        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        with open(unfinished, "wb") as file:
-            np.save(file, scores.float().cpu().numpy())
-        os.replace(unfinished, path)
+        with saving(path):
+            path.parent.mkdir(exist_ok=True)
+            try:
+                with open(unfinished, "wb") as file:
+                    np.save(file, scores.float().cpu().numpy())
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(name.encode()).hexdigest()[:32]

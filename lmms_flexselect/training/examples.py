@@ -14,6 +14,7 @@ from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.data import Sample
 from lmms_flexselect.training.objective import Example
+from lmms_flexselect.training.saving import saving
 
 QUERIES = ("question_answer", "question")
 
@@ -54,7 +55,7 @@ class VideoExamples(Dataset):
             inputs = self._reader.read(sample.video, sample.question, answer)
         except VideoError as error:
             logger.warning(f"skipped {sample.id}: {error}")
-            with self._skipped.open("a") as file:
+            with saving(self._skipped), self._skipped.open("a") as file:
                 file.write(json.dumps({"id": sample.id, "video": sample.video, "error": str(error)}) + "\n")
             return None
         return Example(sample.id, inputs, None if self._cache is None else self._cache.get(sample.id))

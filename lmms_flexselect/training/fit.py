@@ -16,6 +16,7 @@ from lmms_flexselect.lite.writing import write_selector
 from lmms_flexselect.training.cache import ScoreCache, same_teacher
 from lmms_flexselect.training.losses import LOSSES
 from lmms_flexselect.training.objective import RankSupervision, Teacher
+from lmms_flexselect.training.saving import saving
 from lmms_flexselect.training.trainer import (
     FIXED,
     SelectorTrainer,
@@ -101,7 +102,8 @@ def fit(
     metrics = trainer.evaluate()
     if arguments.should_save:
         # As the published ones; checkpoints keep the precision that training goes on with.
-        write(str(out), {name: weight.to(torch.bfloat16) for name, weight in student.state_dict().items()})
+        with saving(out):
+            write(str(out), {name: weight.to(torch.bfloat16) for name, weight in student.state_dict().items()})
     return metrics
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.lite.checkpoint import selector_weights
 from lmms_flexselect.training.objective import Example, RankSupervision
+from lmms_flexselect.training.saving import saving
 
 _COMPLETE = "complete"  # the last file of a checkpoint to be written
 _MEASURED = ("rank_correlation", "top_k_overlap")
@@ -97,15 +98,13 @@ class SelectorTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(*arguments, **kwargs)
-        except OSError as error:
-            raise FlexSelectError(
-                f"{folder}: could not be written ({error.strerror or error}); the checkpoints before it are whole"
-            ) from None
+            with saving(folder):
+                super()._save_checkpoint(*arguments, **kwargs)
+                if self.args.should_save:
+                    (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}) + "\n")
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
-            (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}) + "\n")
             for old in whole_checkpoints(self.args.output_dir)[: -(limit or 0) or None] if limit else []:
                 shutil.rmtree(old)
 

@@ -202,6 +202,14 @@ def test_internvls_tokenizer_goes_with_it(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "new").get_vocab() == tokenizer.get_vocab()
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):
+    model, _ = published(tmp_path / "published", "llava_vid")
+    write_selector(tmp_path / "new", model.config, model.state_dict(), TOWERS["llava_vid"], "max")
+    (tmp_path / "plain").touch()
+    for file in (tmp_path / "new").iterdir():
+        assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode, file
+
+
 def test_a_selector_is_replaced_by_the_next(tmp_path):
     model, _ = published(tmp_path / "published", "llava_vid")
     write_selector(tmp_path / "new", model.config, model.state_dict(), TOWERS["llava_vid"], "max")

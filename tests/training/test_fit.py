@@ -7,8 +7,10 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
@@ -119,22 +121,38 @@ def test_checkpoints_are_selectors_and_only_so_many_stay(llava, tmp_path):
         load_selector(str(folder), llava.family.tower, torch.float32)
 
 
-def test_a_full_disk_loses_nothing_that_was_saved(llava, tmp_path, monkeypatch):
+# What a disk that was really full made Python, safetensors and torch.save raise.
+FULL = [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    (
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        "I/O error: No space left on device (os error 28)",
+    ),
+    (
+        RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0\nframe 1"),
+        "[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("full", "says"), FULL)
+def test_a_full_disk_loses_nothing_that_was_saved(llava, tmp_path, monkeypatch, full, says):
     saved: list[Any] = []
 
     def fill_up(contents, path, **kwargs):
         saved.append(path)
         if len(saved) == 2:
             path.write_bytes(b"part of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise full
         save_file(contents, path, **kwargs)
 
     monkeypatch.setattr(writing, "save_file", fill_up)
     with pytest.raises(FlexSelectError) as caught:
         train(llava, tmp_path, save_steps=2, save_total_limit=1)
-    assert str(caught.value) == (
-        f"{tmp_path / 'checkpoint-4'}: could not be written (No space left on device); "
-        "the checkpoints before it are whole"
+    assert re.fullmatch(
+        re.escape(f"{tmp_path / 'checkpoint-4'}: could not be written ({says}; ")
+        + r"[\d,]+ MiB are free there\); what was saved before is whole",
+        str(caught.value),
     )
     assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint-2"]
     load_selector(str(tmp_path / "checkpoint-2"), llava.family.tower, torch.float32)
@@ -192,6 +210,17 @@ def test_a_cut_off_score_file_is_computed_again(tmp_path):
     assert cache.get("one") is None
     path.write_bytes(b"")
     assert cache.get("one") is None
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+    def fill_up(file, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = ScoreCache(tmp_path, {})
+    monkeypatch.setattr(np, "save", fill_up)
+    with pytest.raises(FlexSelectError, match=r"\.npy: could not be written \(No space left on device; "):
+        cache.put("one", torch.arange(5.0))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["teacher.json"]
 
 
 def test_nothing_that_can_be_read_is_an_error(llava, tmp_path):

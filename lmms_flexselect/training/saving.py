@@ -1,0 +1,37 @@
+"""What a training run says when it cannot write: a full disk, above all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lmms_flexselect.errors import FlexSelectError, first_line
+
+
+@contextmanager
+def saving(path: str | Path) -> Iterator[None]:
+    """Makes one line of whatever goes wrong while `path` is written.
+
+    A full disk is an ``OSError`` to Python alone: safetensors has an error of its own for it, and ``torch.save`` raises
+    a ``RuntimeError`` that speaks of streams and positions.
+
+    Raises
+    ------
+    FlexSelectError
+        Naming the path, what went wrong, and how much room there is.
+    """
+    try:
+        yield
+    except FlexSelectError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        there = next(p for p in (Path(path), *Path(path).absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise FlexSelectError(
+            f"{path}: could not be written ({reason}; {free:,.0f} MiB are free there); what was saved before is whole"
+        ) from None
