@@ -16,7 +16,7 @@ from torch import Tensor
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.training.saving import saving
 
-_ABOUT = "teacher.json"
+ABOUT = "teacher.json"
 
 
 def same_teacher(folder: str | Path, about: Mapping[str, Any]) -> None:
@@ -28,11 +28,13 @@ def same_teacher(folder: str | Path, about: Mapping[str, Any]) -> None:
         If it says something else, naming the first difference; or cannot be written.
     """
     folder, wanted = Path(folder), json.loads(json.dumps(dict(about)))
-    path = folder / _ABOUT
+    path = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(json.dumps(wanted, indent=2) + "\n")
+            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")  # other processes look here too
+            unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+            os.replace(unfinished, path)
             return
         found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from loguru import logger
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.options import check_choice, whole_number
@@ -122,6 +123,7 @@ def run(options: SelectorOptions, output_dir: str, **training: Any) -> dict[str,
     }
     whole = {**about, "reference_layer": layer, "reduction": options.reduction}
     cache = None if options.score_cache is None else ScoreCache(options.score_cache, whole)
+    set_seed(arguments.seed)  # of what the student does not take from `init`
     student = new_selector(
         family.tower,
         options.init,
@@ -163,7 +165,8 @@ def main(words: list[str]) -> int:
     if "output_dir" not in explicit:
         raise OptionError("output_dir: must be given")
     metrics = run(options, **{n: v for n, v in namespace.items() if n in explicit - own})
-    print(" ".join(f"{name}={value:.4f}" for name, value in metrics.items()))
+    if PartialState().is_main_process:
+        print(" ".join(f"{name}={value:.4f}" for name, value in metrics.items()))
     return 0
 
 

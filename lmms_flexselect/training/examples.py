@@ -1,4 +1,4 @@
-"""The training set as the trainer walks it: videos read when their turn comes, unreadable ones skipped and listed."""
+"""The training set as the trainer walks it: videos read when their turn comes, unreadable ones listed and replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from loguru import logger
 from torch.utils.data import Dataset
 
-from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.data import Sample
 from lmms_flexselect.training.objective import Example
@@ -20,7 +20,10 @@ QUERIES = ("question_answer", "question")
 
 
 class VideoExamples(Dataset):
-    """Samples as `Example`s; None for one whose video cannot be read.
+    """Samples as `Example`s; the next one in the place of one whose video cannot be read.
+
+    Something has to be in its place: where several processes learn together, all of them wait for each other's
+    gradients.
 
     Parameters
     ----------
@@ -48,17 +51,19 @@ class VideoExamples(Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Example | None:
-        sample = self._samples[index]
-        try:
-            answer = sample.answer if self._query == "question_answer" else ""
-            inputs = self._reader.read(sample.video, sample.question, answer)
-        except VideoError as error:
-            logger.warning(f"skipped {sample.id}: {error}")
-            with saving(self._skipped), self._skipped.open("a") as file:
-                file.write(json.dumps({"id": sample.id, "video": sample.video, "error": str(error)}) + "\n")
-            return None
-        return Example(sample.id, inputs, None if self._cache is None else self._cache.get(sample.id))
+    def __getitem__(self, index: int) -> Example:
+        """Raises `FlexSelectError` if no video of all of them can be read."""
+        for sample in (*self._samples[index:], *self._samples[:index]):
+            try:
+                answer = sample.answer if self._query == "question_answer" else ""
+                inputs = self._reader.read(sample.video, sample.question, answer)
+            except VideoError as error:
+                logger.warning(f"skipped {sample.id}: {error}")
+                with saving(self._skipped), self._skipped.open("a") as file:
+                    file.write(json.dumps({"id": sample.id, "video": sample.video, "error": str(error)}) + "\n")
+            else:
+                return Example(sample.id, inputs, None if self._cache is None else self._cache.get(sample.id))
+        raise FlexSelectError(f"none of {len(self._samples)} videos can be read; see {self._skipped}")
 
 
 def skipped_videos(path: Path) -> dict[str, str]:

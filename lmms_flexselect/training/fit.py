@@ -13,14 +13,14 @@ from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.lite.writing import write_selector
-from lmms_flexselect.training.cache import ScoreCache, same_teacher
+from lmms_flexselect.training.cache import ABOUT, ScoreCache, same_teacher
 from lmms_flexselect.training.losses import LOSSES
 from lmms_flexselect.training.objective import RankSupervision, Teacher
-from lmms_flexselect.training.saving import saving
 from lmms_flexselect.training.trainer import (
     FIXED,
     SelectorTrainer,
     TrainingArguments,
+    checkpoint_folders,
     default_arguments,
     drop_unfinished,
     whole_checkpoints,
@@ -59,7 +59,7 @@ def fit(
     teacher
         Its family's `selector` becomes the student.
     train_set, held_out
-        Data sets of `Example`s, None for what cannot be read.
+        Data sets of `Example`s.
     arguments
         From `training_arguments`.
     loss
@@ -86,6 +86,8 @@ def fit(
     if loss not in LOSSES:
         raise OptionError(f"loss={loss}: must be one of {', '.join(LOSSES)}")
     out = Path(arguments.output_dir)
+    if checkpoint_folders(out) and not (out / ABOUT).exists():
+        raise OptionError(f"{out}: holds the checkpoints of another program; give another folder")
     about = {**(about or {}), "reference_layer": teacher.layer, "reduction": teacher.reduction}
     same_teacher(out, about)
     tower = teacher.family.tower
@@ -100,10 +102,7 @@ def fit(
         logger.info(f"going on from {last}")
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     metrics = trainer.evaluate()
-    if arguments.should_save:
-        # As the published ones; checkpoints keep the precision that training goes on with.
-        with saving(out):
-            write(str(out), {name: weight.to(torch.bfloat16) for name, weight in student.state_dict().items()})
+    trainer.save_final(torch.bfloat16)  # as the published ones; checkpoints keep what training goes on with
     return metrics
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.lite.checkpoint import selector_weights
 from lmms_flexselect.training.objective import Example, RankSupervision
 from lmms_flexselect.training.saving import saving
@@ -24,9 +23,9 @@ _COMPLETE = "complete"  # the last file of a checkpoint to be written
 _MEASURED = ("rank_correlation", "top_k_overlap")
 
 
-def collate(examples: list[Example | None]) -> dict[str, list[Example]]:
-    """A batch without the examples whose videos could not be read."""
-    return {"examples": [example for example in examples if example is not None]}
+def collate(examples: list[Example]) -> dict[str, list[Example]]:
+    """A batch: examples differ in length, so nothing is stacked."""
+    return {"examples": examples}
 
 
 class SelectorTrainer(Trainer):
@@ -45,6 +44,7 @@ class SelectorTrainer(Trainer):
     def __init__(self, *, write: Callable[[str, dict[str, Tensor]], None], **arguments: Any) -> None:
         super().__init__(data_collator=collate, **arguments)
         self._write = write
+        self._final_dtype: torch.dtype | None = None
         self._measured: dict[str, list[float]] = defaultdict(list)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -64,8 +64,10 @@ class SelectorTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Means over the held-out examples that can be read, on all processes."""
-        model = self.accelerator.unwrap_model(self.model)
+        """Means over the held-out examples, on all processes."""
+        # Sharded parameters come together in the wrapper's forward pass alone.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.args.device))
@@ -77,8 +79,6 @@ class SelectorTrainer(Trainer):
                     sums[name] += outputs[name].to(self.args.device)
         model.train(was_training)
         gathered = {name: float(self.accelerator.reduce(sums[name])) for name in ("loss", *_MEASURED, "examples")}
-        if not gathered["examples"]:
-            raise FlexSelectError("no held-out video could be read, so there is nothing to evaluate on")
         metrics = {
             f"{metric_key_prefix}_{name}": gathered[name] / gathered["examples"] for name in ("loss", *_MEASURED)
         }
@@ -88,10 +88,23 @@ class SelectorTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:  # Trainer calls this on every process
+            return
         weights = self.model.state_dict() if state_dict is None else state_dict
         prefix = "student."
         own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        if self._final_dtype is not None:
+            own = {name: weight.to(self._final_dtype) for name, weight in own.items()}
         self._write(str(output_dir or self.args.output_dir), own)
+
+    def save_final(self, dtype: torch.dtype) -> None:
+        """Write the trained selector into the run's own folder; called on every process, which may hold but a shard."""
+        self._final_dtype = dtype
+        try:
+            with saving(str(self.args.output_dir)):
+                self.save_model(str(self.args.output_dir), _internal_call=True)
+        finally:
+            self._final_dtype = None
 
     def _save_checkpoint(self, *arguments: Any, **kwargs: Any) -> None:
         """Trainer's, and the mark that it is whole; older checkpoints go only after that of the new one is there."""
@@ -100,6 +113,7 @@ class SelectorTrainer(Trainer):
         try:
             with saving(folder):
                 super()._save_checkpoint(*arguments, **kwargs)
+                self.accelerator.wait_for_everyone()  # each process has a file of its own in there
                 if self.args.should_save:
                     (folder / _COMPLETE).write_text(json.dumps({"step": self.state.global_step}) + "\n")
         finally:
@@ -118,15 +132,20 @@ class SelectorTrainer(Trainer):
 
 def whole_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints of a run that were written to their end, the oldest first."""
-    folders = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / _COMPLETE).is_file()]
+    folders = [p for p in checkpoint_folders(output_dir) if (p / _COMPLETE).is_file()]
     return sorted(folders, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 
 
 def drop_unfinished(output_dir: str | os.PathLike[str]) -> None:
     """Remove checkpoints that a kill left half-written, so that nobody takes them for whole."""
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for folder in checkpoint_folders(output_dir):
         if not (folder / _COMPLETE).is_file():
             shutil.rmtree(folder)
+
+
+def checkpoint_folders(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """Whole or not."""
+    return list(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
 def default_arguments() -> dict[str, Any]:

@@ -96,15 +96,6 @@ def test_measures_are_means_over_the_examples(llava):
     assert int(together["examples"]) == 3
 
 
-def test_no_example_is_a_step_of_zero(llava):
-    module = supervision(llava).train()
-    outputs = module([])
-    outputs["loss"].backward()
-    assert float(outputs["loss"]) == 0
-    grads = [p.grad for p in module.parameters() if p.requires_grad]
-    assert sum(grad is not None and not grad.any() for grad in grads) == len(grads)
-
-
 def test_a_loss_that_is_no_number_names_its_example(llava):
     module = RankSupervision(llava.student(), llava.teacher, lambda got, wanted: got.sum() * float("nan"))
     with pytest.raises(FlexSelectError, match=r"^needle 1/0: the loss is nan; nothing was learned from it$"):

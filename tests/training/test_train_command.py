@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lmms_flexselect import cli, run_configs
 from lmms_flexselect.families.family import Tower
@@ -106,6 +110,42 @@ def test_bad_videos_are_skipped_counted_and_listed(options, data_set, tmp_path):
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {line["video"] for line in skipped} == {str(cut)}
     assert all(line["error"].startswith(f"{cut}: ") for line in skipped)
+
+
+def test_no_video_that_can_be_read_is_an_error(options, data_set, tmp_path, capsys):
+    rows = json.loads((data_set / "needles_oe_qa.json").read_text())[:12]
+    for number in range(6):
+        (tmp_path / f"{number}.mp4").write_bytes((data_set / "videos" / f"{number}.mp4").read_bytes()[:900])
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    given = {**options, "data": str(tmp_path / "data.json"), "videos": str(tmp_path)}
+    assert cli.main(as_words(given)) == 1
+    skipped = tmp_path / "out" / "skipped.jsonl"
+    message = f"lmms-flexselect: none of 4 videos can be read; see {skipped}"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert len(skipped.read_text().splitlines()) == 4
+
+
+def test_two_processes_learn_what_one_does(options, tmp_path):
+    """The same four samples a step, by two processes and by one: the same weights, and each file written once."""
+    words = {**options, "max_steps": 4, "save_steps": 2, "score_cache": str(tmp_path / "scores")}
+    one = [*as_words({**words, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "one")})]
+    two = [*as_words({**words, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "two")})]
+    assert cli.main(one) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.run(
+        [*launch, "-m", "lmms_flexselect.cli", *two],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("eval_loss=") == 1
+    for part in ("checkpoint-2", "checkpoint-4", ""):
+        mine, theirs = (load_file(tmp_path / n / part / "model.safetensors") for n in ("one", "two"))
+        for name, weight in mine.items():
+            torch.testing.assert_close(theirs[name], weight, msg=f"{part} {name}")
+    assert (tmp_path / "two" / "checkpoint-4" / "rng_state_1.pth").is_file()
 
 
 def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path, monkeypatch):
