@@ -109,6 +109,9 @@ class SampleRecord:
         Before and after selection.
     input_tokens, output_tokens
         Prompt as the language model read it, and answer.
+    position_span
+        Positions from the prompt's first to its last, as the language model read it: longer than the prompt where the
+        tokens kept stay at the positions they had; 0 where upstream made the positions.
     peak_memory_gib
         Peak of the call: allocated GPU memory, or the process's resident memory on a CPU.
     error
@@ -127,6 +130,7 @@ class SampleRecord:
     input_tokens: int
     output_tokens: int
     peak_memory_gib: float
+    position_span: int = 0
     error: str | None = None
 
     @property
@@ -142,6 +146,7 @@ _AVERAGED = (
     "visual_tokens",
     "visual_tokens_kept",
     "input_tokens",
+    "position_span",
 )
 
 

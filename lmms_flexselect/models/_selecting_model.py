@@ -151,9 +151,11 @@ class SelectingModel:
 
 
 def prompt_counts(selection: Selection) -> dict[str, int]:
-    """Visual tokens before and after selection, and tokens of the shortened prompt."""
+    """Visual tokens before and after selection, tokens of the shortened prompt, and the positions that they span."""
+    positions = selection.prompt.position_ids
     return {
         "visual_tokens": selection.visual_tokens,
         "visual_tokens_kept": selection.kept_tokens,
         "input_tokens": len(selection.prompt),
+        "position_span": int(positions.max() - positions.min()) + 1,
     }

@@ -78,6 +78,7 @@ def record(doc_id=0, task="videomme", error=None, **measured):
         "visual_tokens": 100,
         "visual_tokens_kept": 10,
         "input_tokens": 30,
+        "position_span": 50,
         "output_tokens": 4,
         "peak_memory_gib": 1.5,
     }
@@ -100,6 +101,7 @@ def test_means_are_of_answered_samples_only():
         "visual_tokens": 200.0,
         "visual_tokens_kept": 10.0,
         "input_tokens": 30.0,
+        "position_span": 50.0,
         "peak_memory_gib": 4.0,
     }
 
