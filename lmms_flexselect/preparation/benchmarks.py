@@ -51,7 +51,15 @@ class Benchmark:
 
 
 def lvbench_questions(line: Row) -> list[Row]:
-    """The questions of one line of LVBench's own file, which describes a video and lists its questions under ``qa``."""
+    """The questions of one line of LVBench's own file, which describes a video and lists its questions under ``qa``.
+
+    Raises
+    ------
+    ValueError
+        If it is another file.
+    """
+    if not isinstance(line, Mapping) or not isinstance(line.get("qa"), list):
+        raise ValueError('a line is not a video with its questions under "qa"')
     of_video = {name: value for name, value in line.items() if name != "qa"}
     return [{**of_video, **question} for question in line["qa"]]
 

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lmms_flexselect.errors import first_line
 from lmms_flexselect.preparation.benchmarks import Benchmark, Questions, Row, find_video, hf_home
 
 # Beside the files of a benchmark: what each archive held, by name and size, written once it is unpacked as a whole.
@@ -91,54 +93,63 @@ def read_questions(questions: Questions, path: Path) -> Iterator[Row]:
 def _look(benchmark: Benchmark, questions: Questions, home: Path) -> Presence:
     folder = home / benchmark.folder
     complaints: list[str] = []
-    rows: list[Row] = []
+    found = 0
+    names: dict[str, set[str]] = {"videos": set(), "subtitles": set()}
     for path in question_files(questions, home):
         try:
-            rows += read_questions(questions, path)
+            for row in read_questions(questions, path):
+                names["videos"].add(questions.video(row))
+                if questions.subtitle:
+                    names["subtitles"].add(questions.subtitle(row))
+                found += 1
         except (ValueError, OSError, KeyError, TypeError) as error:
-            complaints.append(f"{path}: cannot be read ({str(error).splitlines()[0]})")
-    if not rows and not complaints:
+            complaints.append(f"{path}: cannot be read ({type(error).__name__}: {first_line(error)})")
+    if not found and not complaints:
         complaints.append(f"{questions.repository}: its {questions.pattern} is not in the hub's cache under {home}")
-    elif rows and questions.count is not None and len(rows) != questions.count:
-        complaints.append(f"{questions.repository}: {len(rows)} questions instead of {questions.count}")
-
-    videos = sorted({questions.video(row) for row in rows})
-    subtitles = sorted({questions.subtitle(row) for row in rows}) if questions.subtitle else []
-    if rows and questions.videos is not None and len(videos) != questions.videos:
-        complaints.append(f"{questions.repository}: questions about {len(videos)} videos instead of {questions.videos}")
+    elif found and questions.count is not None and found != questions.count:
+        complaints.append(f"{questions.repository}: {found} questions instead of {questions.count}")
+    if found and questions.videos is not None and len(names["videos"]) != questions.videos:
+        complaints.append(
+            f"{questions.repository}: questions about {len(names['videos'])} videos instead of {questions.videos}"
+        )
     sizes = recorded_sizes(folder)
-    lacking = {kind: [name for name in names if not _whole(folder, name, sizes)]
-               for kind, names in (("videos", videos), ("subtitles", subtitles))}  # fmt: skip
-    for kind, names in (("videos", videos), ("subtitles", subtitles)):
+    lacking: dict[str, list[str]] = {}
+    for kind, needed in names.items():
+        lacking[kind] = [name for name in sorted(needed) if not _whole(folder, name, sizes)]
         if lacking[kind]:
-            first = folder / lacking[kind][0]
-            complaints.append(f"{len(lacking[kind])} of {len(names)} {kind} are missing, empty or cut off: {first} …")
+            some = ", ".join(lacking[kind][:8]) + (", …" if len(lacking[kind]) > 8 else "")
+            complaints.append(
+                f"{folder}: lacks {len(lacking[kind])} of {len(needed)} {kind}, or they are cut off: {some}"
+            )
     return Presence(
-        benchmark,
-        questions,
-        folder,
-        len(rows),
-        len(videos) - len(lacking["videos"]),
-        len(videos),
-        len(subtitles) - len(lacking["subtitles"]),
-        len(subtitles),
-        tuple(folder / name for names in lacking.values() for name in names),
-        tuple(complaints),
+        benchmark=benchmark,
+        questions=questions,
+        folder=folder,
+        found=found,
+        videos=len(names["videos"]) - len(lacking["videos"]),
+        videos_needed=len(names["videos"]),
+        subtitles=len(names["subtitles"]) - len(lacking["subtitles"]),
+        subtitles_needed=len(names["subtitles"]),
+        absent=tuple(folder / name for absent in lacking.values() for name in absent),
+        complaints=tuple(complaints),
     )
 
 
 def recorded_sizes(folder: Path) -> dict[str, int]:
     """Sizes of the files that were unpacked into a benchmark's folder, by their relative paths."""
-    return {name: size for members in read_record(folder).values() for name, size in members.items()}
+    return {name: size for archive in read_record(folder).values() for name, size in archive["files"].items()}
 
 
-def read_record(folder: Path) -> dict[str, dict[str, int]]:
-    """What was unpacked here: of each archive, its files and their sizes. Empty if nothing, or by lmms-eval itself."""
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was unpacked here: of each archive, its ``bytes``, and its ``files`` and their sizes.
+
+    Empty if nothing was, or by lmms-eval itself. One that does not parse is none: archives are then looked at again.
+    """
     try:
         record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
+        return {name: {"bytes": entry["bytes"], "files": dict(entry["files"])} for name, entry in record.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _whole(folder: Path, name: str, sizes: dict[str, int]) -> bool:
