@@ -28,7 +28,7 @@ def main(words: list[str]) -> int:
     home = hf_home()
     failures = []
     if not arguments.check:
-        from lmms_flexselect.preparation.prepare import prepare  # loads `datasets`
+        from lmms_flexselect.preparation.prepare import prepare  # loads huggingface_hub
 
         for benchmark in chosen:
             try:

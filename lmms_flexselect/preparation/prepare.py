@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-import datasets
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -75,11 +74,17 @@ def _fetch_questions(benchmark: Benchmark, repository: str) -> None:
         for name in matching:
             hub.download(repository, name)
         if questions.unfold is None:
-            # As its tasks will load it, so that a machine without a hub finds it in the cache of `datasets`.
-            try:
-                datasets.load_dataset(repository, cache_dir=os.getenv("LMMS_EVAL_DATASETS_CACHE") or None)
-            except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-                raise FlexSelectError(f"{repository}: cannot be loaded ({first_line(error)})") from None
+            _load_as_tasks_do(repository)
+
+
+def _load_as_tasks_do(repository: str) -> None:
+    """Put the questions into the cache of `datasets`, where lmms-eval finds them on a machine without a hub."""
+    import datasets  # over a second, and not needed where all is there
+
+    try:
+        datasets.load_dataset(repository, cache_dir=os.getenv("LMMS_EVAL_DATASETS_CACHE") or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise FlexSelectError(f"{repository}: cannot be loaded ({first_line(error)})") from None
 
 
 def _archives(benchmark: Benchmark) -> dict[str, dict[str, int]]:
