@@ -39,6 +39,9 @@ def main(words: list[str]) -> int:
     print(table(found))
     for line in [*failures, *remarks(found)]:
         print(line)
+    if arguments.check:
+        for name in dict.fromkeys(part.benchmark.name for part in found if not part.complete):
+            print(f"{name}: run lmms-flexselect prepare {name}")
     return 1 if failures or not all(part.complete for part in found) else 0
 
 
@@ -63,14 +66,12 @@ def table(found: list[Presence]) -> str:
 
 
 def remarks(found: list[Presence]) -> list[str]:
-    """What is missing, a line each, and what to do about it."""
+    """What is missing, a line each, and what no command can do about it."""
     lines = []
     for part in found:
         lines += [f"{part.benchmark.name}: {complaint}" for complaint in part.complaints]
-    for benchmark in dict.fromkeys(part.benchmark for part in found if not part.complete):
-        lines.append(f"{benchmark.name}: run lmms-flexselect prepare {benchmark.name}")
-        if benchmark.note and any(part.absent for part in found if part.benchmark is benchmark):
-            lines.append(f"{benchmark.name}: {benchmark.note}")
+    for benchmark in dict.fromkeys(part.benchmark for part in found if part.absent and part.benchmark.note):
+        lines.append(f"{benchmark.name}: {benchmark.note}")
     if not os.getenv("HF_HOME") and any("mlvu_dev" in part.questions.tasks for part in found):
         lines.append(
             f"mlvu: lmms-eval's mlvu_dev finds its videos only where HF_HOME is set: export HF_HOME={hf_home()}"

@@ -52,12 +52,11 @@ def prepare(benchmark: Benchmark, home: Path, delete_archives: bool = False) -> 
             print(f"{benchmark.name}: {name} ({number} of {len(archives)}, {_gib(sum(parts.values()))})", flush=True)
             paths = [hub.download(benchmark.repository, part) for part in parts]
             try:
-                sizes = unpack(paths, folder)
+                record(folder, name, sum(parts.values()), unpack(paths, folder))
             except DAMAGED as error:
                 raise damaged(paths, error) from None
             except OSError as error:
                 raise FlexSelectError(f"{folder}: {error.strerror or first_line(error)}") from None
-            record(folder, name, sum(parts.values()), sizes)
             if delete_archives:
                 for path in paths:
                     delete(path)
@@ -142,12 +141,14 @@ def _gib(size: float) -> str:
 @contextmanager
 def _alone(benchmark: Benchmark, home: Path) -> Iterator[None]:
     # Not in the benchmark's folder: lmms-eval takes that for complete as soon as it exists.
-    home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / f".flexselect_prepare_{benchmark.name}.lock", timeout=0)
     try:
+        home.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise FlexSelectError(f"another `lmms-flexselect prepare {benchmark.name}` is at work in {home}") from None
+    except OSError as error:
+        raise FlexSelectError(f"{home}: cannot be written to ({error.strerror or first_line(error)})") from None
     try:
         yield
     finally:

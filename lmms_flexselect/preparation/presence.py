@@ -107,7 +107,9 @@ def _look(benchmark: Benchmark, questions: Questions, home: Path) -> Presence:
     if not found and not complaints:
         complaints.append(f"{questions.repository}: its {questions.pattern} is not in the hub's cache under {home}")
     elif found and questions.count is not None and found != questions.count:
-        complaints.append(f"{questions.repository}: {found} questions instead of {questions.count}")
+        complaints.append(
+            f"{questions.repository}: {found} questions instead of {questions.count}: cut off, or another version"
+        )
     if found and questions.videos is not None and len(names["videos"]) != questions.videos:
         complaints.append(
             f"{questions.repository}: questions about {len(names['videos'])} videos instead of {questions.videos}"

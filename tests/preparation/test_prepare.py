@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import namedtuple
 
 import pytest
@@ -12,6 +13,8 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.preparation import hub, prepare
 from lmms_flexselect.preparation.benchmarks import BENCHMARKS
 from lmms_flexselect.preparation.command import main
+from lmms_flexselect.preparation.presence import read_record
+from tests.support.data_sets import zipped
 
 GIB = 1 << 30
 ARCHIVES = {"a.zip": {"a.zip": 10 * GIB}, "b.tar": {"b.tar.part.aa": 20 * GIB, "b.tar.part.ab": 5 * GIB}}
@@ -79,6 +82,47 @@ def test_two_at_once(tmp_path):
         pytest.raises(FlexSelectError, match="another `lmms-flexselect prepare videomme` is at work"),
     ):
         prepare.prepare(VIDEOMME, tmp_path)
+
+
+def test_an_hf_home_that_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FlexSelectError, match="file/home: cannot be written to"):
+        prepare.prepare(VIDEOMME, tmp_path / "file" / "home")
+
+
+@pytest.fixture
+def one_archive(monkeypatch, tmp_path):
+    """A hub that has questions that cannot be complete, and one archive in its cache."""
+    path = tmp_path / "cached.zip"
+    zipped(path, ["data/video0.mp4"])
+    monkeypatch.setattr(prepare, "_fetch_questions", lambda benchmark, repository: None)
+    monkeypatch.setattr(hub, "files", lambda repository: {"videos_chunked_01.zip": path.stat().st_size})
+    monkeypatch.setattr(hub, "cached", lambda repository, name: path)
+    monkeypatch.setattr(hub, "download", lambda repository, name: path)
+    return path
+
+
+def test_a_damaged_archive_is_not_kept(one_archive, tmp_path):
+    one_archive.write_bytes(one_archive.read_bytes()[:-30])
+    with pytest.raises(FlexSelectError, match="was damaged and is deleted") as caught:
+        prepare.prepare(VIDEOMME, tmp_path / "home")
+    assert "\n" not in str(caught.value)
+    assert not one_archive.exists()
+    assert read_record(tmp_path / "home" / "videomme") == {}
+
+
+def test_a_disk_that_fills_up_ends_in_one_line(one_archive, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as during:
+        during.setattr("shutil.copyfileobj", full)
+        with pytest.raises(FlexSelectError, match="videomme: No space left on device"):
+            prepare.prepare(VIDEOMME, tmp_path / "home")
+    assert read_record(tmp_path / "home" / "videomme") == {}
+    prepare.prepare(VIDEOMME, tmp_path / "home")
+    assert list(read_record(tmp_path / "home" / "videomme")) == ["videos_chunked_01.zip"]
+    assert one_archive.exists()
 
 
 def test_without_a_hub_each_benchmark_says_so(monkeypatch, tmp_path, capsys):
