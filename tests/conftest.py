@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from lmms_flexselect.needle.model import build_model, build_processor  # noqa: E402
-from tests.support import stock_tasks  # noqa: E402
+from tests.support import paper_tasks, stock_tasks  # noqa: E402
 from tests.support.llava_checkpoint import write_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
@@ -39,6 +39,13 @@ def hf_home() -> Path:
 def stock_videos(hf_home: Path) -> dict[str, list[Path]]:
     """The four stock tasks' data sets, four questions each: the videos of each task, in the order of its rows."""
     return {task: stock_tasks.build(hf_home, task) for task in stock_tasks.STOCK_TASKS}
+
+
+@pytest.fixture(scope="session")
+def paper_data(stock_videos: dict[str, list[Path]], hf_home: Path) -> Path:
+    """HF_HOME with all that the paper's tasks need beside the stock tasks' data."""
+    paper_tasks.build(hf_home)
+    return hf_home
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmms_flexselect.cli import installed_path
 from lmms_flexselect.dump import read_selection
 from tests.support.internvl_checkpoint import write_original
 
@@ -48,7 +49,7 @@ def checkpoints(random_checkpoint, llava_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, checkpoints, stock_videos):
+def one_process(tmp_path_factory, checkpoints, stock_videos, paper_data):
     """Runs of the command in one process, by a config file: families, chat and simple, selecting and not, cached."""
     folder = tmp_path_factory.mktemp("command")
     base = {
@@ -63,6 +64,13 @@ def one_process(tmp_path_factory, checkpoints, stock_videos):
         {**base, "model_args": f"{selected},selector=none", "output_path": str(folder / "none")},
         {**base, "model_args": selected, "force_simple": True, "output_path": str(folder / "simple")},
         {**base, "model_args": f"{selected},token_budget=0", "output_path": str(folder / "refused")},
+        {
+            **base,
+            "tasks": "flexselect_paper,flexselect_paper_longvideobench_sub",
+            "include_path": str(installed_path("tasks")),
+            "model_args": selected,
+            "output_path": str(folder / "paper"),
+        },
         *[
             {
                 **base,
@@ -112,6 +120,30 @@ def test_four_stock_tasks_through_the_command(one_process, stock_videos):
         assert results["throughput"]["avg_time_to_first_token_seconds"] > 0
         assert results["throughput"]["total_elapsed_time"] > 0
         assert len(list((folder / name).rglob("*_samples_*.jsonl"))) == 4
+
+
+def test_the_papers_tasks_through_the_command(one_process):
+    folder, done = one_process
+    (results,) = results_in(folder / "paper")
+    metrics = {
+        "videomme": "videomme_perception_score",
+        "mlvu": "mlvu_percetion_score",
+        "longvideobench": "lvb_acc",
+        "longvideobench_sub": "lvb_acc",
+        "lvbench": "lvbench_score",
+    }
+    for task, metric in metrics.items():
+        scores = results["results"][f"flexselect_paper_{task}"]
+        assert scores[f"{metric},none"] >= 0, done.stdout[-3000:]
+        # Every stand-in is about two videos or more.
+        assert scores[f"{metric}_stderr_clustered,none"] != "N/A"
+        assert results["config"]["resolved_cli_args"]["flexselect"]["by_task"][f"flexselect_paper_{task}"]
+        (path,) = (folder / "paper").rglob(f"*_samples_flexselect_paper_{task}.jsonl")
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [sample[metric]["score"] in (0.0, 1.0) for sample in samples] == [True] * 4
+        tokens = [sample["token_counts"][0]["output_tokens"] for sample in samples]
+        assert max(tokens) <= (16 if task == "mlvu" else 1)
+    assert "videomme_long_perception_score,none" in results["results"]["flexselect_paper_videomme"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
+from lmms_flexselect.preparation.benchmarks import hf_home
 
 LENGTHS = (16, 64, 128, 256, 512)
 VIDEOS_PER_LENGTH = 34
@@ -50,8 +50,7 @@ def documents(units: int, videos: int = VIDEOS_PER_LENGTH, seed: int = 0) -> lis
 
 def cache_folder() -> Path:
     """The folder of the benchmark's video files: `$HF_HOME/flexselect_needle`."""
-    hf_home = os.path.expandvars(os.getenv("HF_HOME") or "~/.cache/huggingface")
-    return Path(hf_home).expanduser() / "flexselect_needle"
+    return hf_home() / "flexselect_needle"
 
 
 def video_path(document: Mapping[str, Any]) -> Path:
