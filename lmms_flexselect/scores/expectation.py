@@ -1,11 +1,8 @@
-"""Expectation files: what a run scored, to hold later runs to. Readable, and the same text for the same results."""
+"""Expectation files, read: what later runs are held to."""
 
 from __future__ import annotations
 
 import math
-import os
-import textwrap
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,7 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.scores.results import Run, Score, read_runs, refuse_problems
 from lmms_flexselect.scores.samples import Samples
-
-DEFAULT_TOLERANCE = 2.0
-_LINE = 100
-
-_HEAD = """\
-# Written by `lmms-flexselect scores record`; `lmms-flexselect scores check RESULTS --expect THIS_FILE` holds results to
-# it. Scores, standard errors and tolerances are points of 100. A tolerance may be edited; the word `any` instead of an
-# option's value allows every value. `correct` has a digit for each question, in the order of `documents`.
-"""
 
 
 @dataclass
@@ -34,8 +21,8 @@ class ExpectedTask:
     ----------
     task
         lmms-eval's name.
-    score, tolerance
-        In points; a later score may be lower by `tolerance`.
+    score, stderr, tolerance
+        In points; a later score may be lower by `tolerance`; the standard error is NaN where it was not known.
     n
         Questions.
     questions
@@ -46,6 +33,7 @@ class ExpectedTask:
 
     task: str
     score: float
+    stderr: float
     tolerance: float
     n: int
     questions: str | None
@@ -66,93 +54,6 @@ class ExpectedRun:
     def name(self) -> str:
         """As `Run`'s."""
         return " ".join(part for part in (self.model, self.checkpoint, self.selector) if part)
-
-
-def record(
-    results: Iterable[Path | str],
-    output: Path,
-    tolerance: float = DEFAULT_TOLERANCE,
-    by_task: Mapping[str, float] | None = None,
-    with_samples: bool = True,
-) -> list[Run]:
-    """Write an expectation file.
-
-    Parameters
-    ----------
-    results
-        Results files, or folders of them.
-    output
-        File to write; an existing one is replaced as a whole.
-    tolerance
-        How many points (of 100) a later score may be lower.
-    by_task
-        Other tolerances for single tasks.
-    with_samples
-        Record which questions were answered right, where the runs logged them, so that the check is a paired test.
-
-    Returns
-    -------
-    The runs recorded, in the file's order.
-    """
-    runs = sorted(read_runs(results), key=lambda run: (run.model, run.checkpoint, run.selector, str(run.options)))
-    refuse_problems(runs)
-    by_task = dict(by_task or {})
-    for name, points in {"tolerance": tolerance, **by_task}.items():
-        if not 0 <= points < 100:
-            raise FlexSelectError(f"{name}={points}: a tolerance is of 0 to 100 points")
-    if unknown := sorted(set(by_task) - {task for run in runs for task in run.scores}):
-        raise FlexSelectError(f"a tolerance for {unknown[0]}, which these results do not have")
-    content = {"versions": _versions(runs)} if _versions(runs) else {}
-    blocks = [_run_block(run, tolerance, by_task, with_samples) for run in runs]
-    text = _HEAD + yaml.safe_dump({**content, "runs": blocks}, sort_keys=False, width=110, allow_unicode=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(output)
-    return runs
-
-
-def _versions(runs: list[Run]) -> dict[str, str]:
-    together: dict[str, set[str]] = {}
-    for run in runs:
-        for name, version in run.versions.items():
-            together.setdefault(name, set()).add(version)
-    return {name: ", ".join(sorted(together[name])) for name in sorted(together)}
-
-
-def _run_block(run: Run, tolerance: float, by_task: Mapping[str, float], with_samples: bool) -> dict[str, Any]:
-    tasks = {
-        name: _task_block(run.scores[name], by_task.get(name, tolerance), with_samples) for name in sorted(run.scores)
-    }
-    head = {"model": run.model, "checkpoint": run.checkpoint, "selector": run.selector}
-    return {**head, "options": run.options, "tasks": tasks}
-
-
-def _task_block(score: Score, tolerance: float, with_samples: bool) -> dict[str, Any]:
-    from lmms_flexselect.scores.statistics import stderr
-
-    block: dict[str, Any] = {"score": round(score.points, 4)}
-    error = stderr(score)
-    if math.isfinite(error):
-        block["stderr"] = round(error, 4)
-    block |= {"n": score.n, "tolerance": float(tolerance)}
-    if (samples := score.samples) is not None:
-        block["questions"] = samples.fingerprint
-        if with_samples and set(samples.correct) <= {0.0, 1.0}:
-            block["documents"] = _ranges(samples.documents)
-            block["correct"] = textwrap.wrap("".join(str(int(c)) for c in samples.correct), _LINE)
-    return block
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``0-11,14`` for ascending numbers."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def _numbers(ranges: str) -> list[int]:
@@ -191,8 +92,8 @@ def read_expectation(file: Path) -> list[ExpectedRun]:
 
 def _expected_run(block: dict[str, Any]) -> ExpectedRun:
     tasks = [_expected_task(str(name), values) for name, values in block["tasks"].items()]
-    identity = (str(block[name]) for name in ("model", "checkpoint", "selector"))
-    return ExpectedRun(*identity, dict(block["options"]), tasks)
+    model, checkpoint, selector = (str(block[name]) for name in ("model", "checkpoint", "selector"))
+    return ExpectedRun(model, checkpoint, selector, dict(block["options"]), tasks)
 
 
 def _expected_task(task: str, values: dict[str, Any]) -> ExpectedTask:
@@ -206,4 +107,5 @@ def _expected_task(task: str, values: dict[str, Any]) -> ExpectedTask:
         if not len(samples.documents) == len(samples.correct) == n:
             raise ValueError(f"{task}: {len(samples.correct)} digits for {len(samples.documents)} documents, n {n}")
     questions = values.get("questions")
-    return ExpectedTask(task, score, tolerance, n, None if questions is None else str(questions), samples)
+    error = float(values.get("stderr", math.nan))
+    return ExpectedTask(task, score, error, tolerance, n, None if questions is None else str(questions), samples)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmms_flexselect.errors import FlexSelectError
+
+_T = TypeVar("_T")
 
 # Tasks whose score is the mean over so many question types, whatever is asked of each: MLVU's M-Avg.
 _QUESTION_TYPES = {"mlvu_dev": 7, "mlvu_test": 9, "flexselect_paper_mlvu": 7}
@@ -34,6 +36,8 @@ class Samples:
         Question types, for tasks whose score is the mean of theirs; else empty.
     num_types
         How many of them the task has, also where fewer were asked.
+    targets
+        The right answers as lmms-eval writes them; empty where only `correct` was recorded.
     fingerprint
         Of questions, prompts and right answers: eight hexadecimal digits.
     """
@@ -44,6 +48,7 @@ class Samples:
     durations: list[str] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     num_types: int = 0
+    targets: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
     def weights(self) -> list[float]:
@@ -60,14 +65,23 @@ class Samples:
     def where(self, keep: Callable[[int], bool]) -> Samples:
         """Those at the positions that `keep` says yes to."""
 
-        def kept(values: list[Any]) -> list[Any]:
+        def kept(values: list[_T]) -> list[_T]:
             return [value for position, value in enumerate(values) if keep(position)]
 
-        columns = (self.documents, self.correct, self.videos, self.durations, self.types)
-        return Samples(*map(kept, columns), num_types=self.num_types)  # type: ignore[arg-type]
+        return Samples(
+            kept(self.documents),
+            kept(self.correct),
+            videos=kept(self.videos),
+            durations=kept(self.durations),
+            types=kept(self.types),
+            num_types=self.num_types,
+            targets=kept(self.targets),
+        )
 
 
-def read_samples(path: Path, task: str, metric: str, score_key: str, task_hash: str | None) -> Samples | None:
+def read_samples(
+    path: Path, task: str, metric: str, config: Mapping[str, Any], task_hash: str | None = None
+) -> Samples | None:
     """Read a samples file; None if its samples have no score of their own (captions, say).
 
     Parameters
@@ -76,8 +90,8 @@ def read_samples(path: Path, task: str, metric: str, score_key: str, task_hash: 
         ``…_samples_TASK.jsonl``.
     task, metric
         Whose, and the field that holds what the task's `process_results` said.
-    score_key
-        The task's: under which name that field may hold the score.
+    config
+        The task's: under which name that field may hold the score (``score_key``) and the video (``cluster_key``).
     task_hash
         lmms-eval's, from the results file; None to not compare.
 
@@ -97,7 +111,7 @@ def read_samples(path: Path, task: str, metric: str, score_key: str, task_hash: 
     if twice := [document for document, count in Counter(documents).items() if count > 1]:
         raise FlexSelectError(f"{path}: document {twice[0]} is in it twice")
     said = [sample.get(metric) for sample in lines]
-    correct = [_correct(value, score_key) for value in said]
+    correct = [_correct(value, str(config.get("score_key") or "score")) for value in said]
     if None in correct:
         return None
     types = _column(said, "task_type") if task in _QUESTION_TYPES else []
@@ -106,11 +120,12 @@ def read_samples(path: Path, task: str, metric: str, score_key: str, task_hash: 
     return Samples(
         documents,
         [value for value in correct if value is not None],
-        _videos(said),
-        _column(said, "duration"),
-        types,
-        _QUESTION_TYPES.get(task, 0),
-        _fingerprint(lines),
+        videos=_videos(said, str(config.get("cluster_key") or "")),
+        durations=_column(said, "duration"),
+        types=types,
+        num_types=_QUESTION_TYPES.get(task, 0),
+        targets=[str(sample.get("target")) for sample in lines],
+        fingerprint=_fingerprint(lines),
     )
 
 
@@ -152,13 +167,10 @@ def _column(said: Sequence[Any], key: str) -> list[Any]:
     return [] if None in values else values
 
 
-def _videos(said: Sequence[Any]) -> list[Hashable]:
-    for key in ("videoID", "video_id", "video"):
-        if values := _column(said, key):
-            return values
-    if _column(said, "parsed_pred"):  # LongVideoBench names a question after its video: VIDEO_0
+def _videos(said: Sequence[Any], cluster_key: str) -> list[Hashable]:
+    if not cluster_key and _column(said, "parsed_pred"):  # LongVideoBench names a question after its video: VIDEO_0
         return [str(name).rpartition("_")[0] for name in _column(said, "id")]
-    return []
+    return _column(said, cluster_key)
 
 
 def _task_hash(samples: Sequence[dict[str, Any]]) -> str:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import pstdev
 
-from lmms_flexselect.scores.results import Score
+from lmms_flexselect.scores.runs import Score
 from lmms_flexselect.scores.samples import Samples
 
 _NORMAL_95 = 1.959964
@@ -57,7 +57,7 @@ class Difference:
 def stderr(score: Score) -> float:
     """A score's standard error in points: from its samples, else the results file's; NaN where neither tells."""
     samples = score.samples
-    if samples is None:
+    if samples is None or not samples.targets:  # recorded answers do not know their videos
         return math.nan if score.reported_stderr is None else score.reported_stderr
     return 100 * (_of_types(samples) if samples.types else _of_videos(samples.correct, samples.videos))
 
@@ -112,8 +112,7 @@ def paired(ours: Samples, theirs: Samples) -> Difference:
 
 def _as_known(theirs: Samples, ours: Samples) -> Samples:
     """Their answers with what our samples tell of the documents: an expectation file holds answers alone."""
-    known = (ours.videos, ours.durations, ours.types, ours.num_types)
-    return Samples(theirs.documents, theirs.correct, *known)
+    return replace(ours, correct=theirs.correct)
 
 
 def unpaired(ours: float, our_stderr: float, theirs: float, their_stderr: float, n: int) -> Difference:
