@@ -148,12 +148,10 @@ def _judge(case: Case, expected: ExpectedTask, score: Score) -> None:
         theirs = None
     if theirs is not None and score.samples is not None:
         difference = paired(score.samples, theirs)
-        of_what = "of the paired difference"
+        of_what = "the paired difference"
     else:
         difference = unpaired(score.points, stderr(score), expected.score, 0.0, score.n)
-        of_what = (
-            f"of the score, as {'no answers were recorded' if expected.samples is None else 'there are no samples'}"
-        )
+        of_what = f"the score: {'no answers were recorded' if expected.samples is None else 'it has no samples'}"
     case.p_value = difference.p_value
     points = score.points - expected.score
     if points < -expected.tolerance - _ROUNDING:
@@ -167,6 +165,8 @@ def _judge(case: Case, expected: ExpectedTask, score: Score) -> None:
         case.outcome = "too few samples"
         case.reason = "all questions are about one video"
         if math.isfinite(difference.stderr):
-            case.reason = f"the standard error {of_what} is {difference.stderr:.2f} points, more than the tolerance"
+            case.reason = (
+                f"the standard error is {difference.stderr:.2f} points, more than the tolerance (of {of_what})"
+            )
         if needed:
             case.reason += f"; about {needed} questions would do"

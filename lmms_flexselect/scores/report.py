@@ -31,7 +31,7 @@ def show_rows(rows: Sequence[Row], form: str) -> str:
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     table: list[list[str]] = []
     for name, row in zip(names, rows, strict=True):
-        numbers = " ".join(f"[{notes.index(note) + 1}]" for note in dict.fromkeys(row.notes))
+        numbers = " ".join(f"[{i}]" for i, note in enumerate(notes, 1) if note in row.notes)
         options = name.removeprefix(row.run.name).strip()
         table.append([row.run.model, row.run.checkpoint, row.run.selector, options, *_row_numbers(row), numbers])
     heads = ["model", "checkpoint", "selector", "options", "task", "score", "± se", "n"]

@@ -15,6 +15,7 @@ from lmms_flexselect.scores.samples import Samples, read_samples
 
 # Tasks whose score is known to be a mean over their samples, so that other samples are another run's.
 _MEANS = ("flexselect_", "videomme", "mlvu_", "longvideobench_val", "lvbench")
+_ROUNDED = 0.01  # points; LongVideoBench's score has five decimals
 
 
 def read_runs(places: Iterable[Path | str]) -> list[Run]:
@@ -116,7 +117,7 @@ def _score(file: Path, content: dict[str, Any], task: str) -> Score:
         score.n = score.n or len(samples.correct)
         if len(samples.correct) != score.n:
             score.problem = f"{path}: {len(samples.correct)} samples, but its results file says {score.n} of {task}"
-        elif abs(100 * samples.score() - score.points) > 0.01:
+        elif abs(100 * samples.score() - score.points) > _ROUNDED:
             score.samples = None
             if task.startswith(_MEANS):
                 made = f"{100 * samples.score():.2f}"
@@ -148,8 +149,9 @@ def _asked(counts: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
 
 def _points(value: float, metric: str, samples: Samples | None) -> float:
     """0..100 from a score that may be a share or a percentage already."""
-    if samples is not None:
-        return min((100 * value, value), key=lambda points: abs(points - 100 * samples.score()))
+    for points in (100 * value, value):
+        if samples is not None and abs(points - 100 * samples.score()) <= _ROUNDED:
+            return points
     percent = metric in ("videomme_perception_score", "mlvu_percetion_score") or value > 1
     return value if percent else 100 * value
 

@@ -21,6 +21,8 @@ SAME_WITHIN = 1.0
 CLEAR_WITHIN = 2.0
 """Points: a score with a larger standard error tells nothing about the paper's number."""
 
+_NAMED = 8  # options in a note
+
 
 @dataclass
 class Row:
@@ -134,8 +136,14 @@ def _beside(row: Row, others: list[Run]) -> None:
         return
     other, theirs = _nearest(row.run, found)
     row.baseline = theirs.points
-    differing = option_differences(other.options, row.run.options)
-    row.notes += [f"{name}={now}, the baseline's {was}" for name, (was, now) in differing.items()]
+    differing = {
+        **option_differences({"selector": other.selector or "-"}, {"selector": row.run.selector or "-"}),
+        **option_differences(other.options, row.run.options),
+    }
+    if differing:
+        said = [f"{name}={now} ({was})" for name, (was, now) in differing.items()]
+        more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+        row.notes.append(f"other options than the baseline's, its in brackets: {', '.join(said[:_NAMED])}{more}")
     row.difference = _difference(row, theirs, other)
     row.verdict = row.difference.verdict(SAME_WITHIN)
 
