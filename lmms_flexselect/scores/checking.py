@@ -64,13 +64,13 @@ class Report:
         return bool(self.cases) and all(case.passed for case in self.cases)
 
 
-def check(results: Iterable[Path | str], expect: Path) -> Report:
+def check(results: Iterable[Path | str], expect: Path | str) -> Report:
     """Hold results to an expectation file.
 
     Results that cannot be read make a report of errors, so that there is one to show; an expectation file that cannot
     be read raises `FlexSelectError`.
     """
-    expected = read_expectation(expect)
+    expected = read_expectation(Path(expect))
     names = distinct_names(expected)
     try:
         runs = read_runs(results)

@@ -27,7 +27,7 @@ _HEAD = """\
 
 def record(
     results: Iterable[Path | str],
-    output: Path,
+    output: Path | str,
     tolerance: float = DEFAULT_TOLERANCE,
     by_task: Mapping[str, float] | None = None,
     with_samples: bool = True,
@@ -65,11 +65,19 @@ def record(
     content = {"versions": _versions(runs)} if _versions(runs) else {}
     blocks = [_run_block(run, tolerance, by_task, with_samples) for run in runs]
     text = _HEAD + yaml.safe_dump({**content, "runs": blocks}, sort_keys=False, width=110, allow_unicode=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(output)
+    _write(Path(output), text)
     return runs
+
+
+def _write(output: Path, text: str) -> None:
+    """All of it or nothing: what was there stays until the new file is whole."""
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(output)
+    except OSError as error:
+        raise FlexSelectError(f"{output}: cannot be written ({error.strerror})") from None
 
 
 def _versions(runs: list[Run]) -> dict[str, str]:
