@@ -13,6 +13,9 @@ import yaml
 
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.dump import read_selection
+from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.scores import check, read_runs, record
+from lmms_flexselect.scores.rows import compare
 from tests.support.internvl_checkpoint import write_original
 
 pytestmark = pytest.mark.cli
@@ -182,6 +185,44 @@ def test_a_run_out_of_the_cache_says_its_options_too(one_process):
     assert blocks[0]["options"] == blocks[1]["options"]
     assert [block["overall"]["samples"] for block in blocks] == [4, 0]
     assert first["results"] == cached["results"]
+
+
+def test_scores_of_real_runs(one_process, stock_videos, tmp_path):
+    folder, _ = one_process
+    chat, none = folder / "chat", folder / "none"
+    runs = record([chat, none, folder / "simple"], tmp_path / "expect.yaml")
+    assert [(run.selector, run.options.get("force_simple")) for run in runs] == [
+        ("none", None),
+        ("reference", True),
+        ("reference", None),
+    ]
+    for run in runs:
+        assert (run.model, set(run.scores)) == ("qwen2_5_vl_flexselect", set(stock_videos))
+        assert run.options["max_num_frames"] == 16
+        assert set(run.versions) == {"lmms_eval", "lmms_flexselect", "torch", "transformers"}
+        assert all(score.samples is not None and score.n == score.of == 4 for score in run.scores.values())
+    assert str(folder) not in (tmp_path / "expect.yaml").read_text()
+    report = check([chat, none, folder / "simple"], tmp_path / "expect.yaml")
+    assert (report.passed, len(report.cases), report.notes) == (True, 12, [])
+    # Another run's results under the first one's name: options tell.
+    report = check([none], tmp_path / "expect.yaml")
+    assert [case.outcome for case in report.cases] == ["same"] * 4 + ["error"] * 8
+    rows = compare([chat], none)
+    assert [row.score.task for row in rows] == [
+        task for name in sorted(stock_videos) for task in ((name, "videomme, long") if name == "videomme" else (name,))
+    ]
+    assert all(row.difference is not None and row.difference.p_value is not None for row in rows)
+    assert [row.score.n for row in rows if row.score.task == "videomme, long"] == [1]
+
+
+def test_scores_of_runs_that_failed_or_ran_twice(one_process, tmp_path):
+    folder, _ = one_process
+    record([folder / "first"], tmp_path / "expect.yaml")
+    assert check([folder / "cached"], tmp_path / "expect.yaml").passed
+    (case,) = check([folder / "refused"], tmp_path / "expect.yaml").cases
+    assert (case.outcome, "lmms-eval exits with 0" in case.reason) == ("error", True)
+    with pytest.raises(FlexSelectError, match=r"has lvbench twice, with the same options: .*first/.* and .*cached/"):
+        read_runs([folder / "first", folder / "cached"])
 
 
 def test_what_was_kept_is_dumped(one_process, stock_videos):

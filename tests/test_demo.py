@@ -14,6 +14,7 @@ from lmms_flexselect import demo
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
+from lmms_flexselect.scores import check, record
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,14 @@ def test_a_short_demo_through_the_command(config, tmp_path):
         assert min(long["reference"].accuracy, long["lite"].accuracy) >= 5 / 6
         assert long["reference"].frames == frames
     assert all(m.questions == 6 and m.first_token > 0 and m.memory > 0 for m in measured)
+
+    results = tmp_path / "out" / "results"
+    runs = record([results], tmp_path / "expect.yaml")
+    assert {(run.model, run.checkpoint, run.selector) for run in runs} == {
+        (model, "needle", selector) for model in demo.MODELS for selector in SELECTORS
+    }
+    report = check([results], tmp_path / "expect.yaml")
+    assert (report.passed, len(report.cases)) == (True, 2 * len(runs))
 
     text = demo.table(measured)
     assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video", "InternVL"))

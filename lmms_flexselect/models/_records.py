@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
@@ -161,8 +162,11 @@ def summarize(records: Iterable[SampleRecord]) -> dict[str, float]:
     return summary
 
 
+_VERSIONS = ("lmms_flexselect", "lmms_eval", "transformers", "torch")
+
+
 def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[str, Any]:
-    """What goes into the results file: options, measurements per task, and the samples answered empty.
+    """What goes into the results file: options, versions, measurements per task, and the samples answered empty.
 
     lmms-eval blanks out values in there whose names end like a secret's (``…_token``, ``…_key``): no name here does.
     """
@@ -170,6 +174,7 @@ def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[
     failed = ("task", "split", "doc_id", "error")
     return {
         "options": options,
+        "versions": {name: version(name.replace("_", "-")) for name in _VERSIONS},
         "overall": summarize(records),
         "by_task": {task: summarize(r for r in records if r.task == task) for task in tasks},
         "unreadable": [{k: v for k, v in asdict(r).items() if k in failed} for r in records if r.error],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lmms_flexselect.models._records import DocumentLog, SampleRecord, gather, results_block, summarize
 from lmms_flexselect.options import FlexSelectOptions
@@ -119,6 +120,8 @@ def test_results_block():
     records = [record(0), record(3, task="mlvu", visual_tokens=50), record(1, error="/a.mp4: is empty")]
     block = results_block({"selector": "reference"}, records)
     assert block["options"] == {"selector": "reference"}
+    assert torch.__version__.startswith(block["versions"]["torch"])
+    assert list(block["versions"]) == ["lmms_flexselect", "lmms_eval", "transformers", "torch"]
     assert block["overall"] == summarize(records)
     assert list(block["by_task"]) == ["mlvu", "videomme"]
     assert block["by_task"]["mlvu"] == summarize([records[1]])

@@ -1,0 +1,92 @@
+"""The paper's numbers, which run each belongs to, and what a run does otherwise than the paper's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from lmms_flexselect.presets import preset
+from lmms_flexselect.scores.runs import Run
+
+# Columns of the paper's table 1 by lmms-eval's tasks, its own and those of the paper's protocol.
+_COLUMNS = {
+    "videomme": "videomme",
+    "mlvu_dev": "mlvu",
+    "longvideobench_val_v": "longvb",
+    "lvbench": "lvbench",
+    "flexselect_paper_videomme": "videomme",
+    "flexselect_paper_mlvu": "mlvu",
+    "flexselect_paper_longvideobench": "longvb",
+    "flexselect_paper_longvideobench_sub": "longvb",
+    "flexselect_paper_lvbench": "lvbench",
+}
+LONG = ", long"
+"""Behind the name of a VideoMME task: its long videos alone."""
+
+_SUBTITLES = "flexselect_paper_longvideobench_sub"
+_FRAMES = {"max_num_frames", "max_frames_num", "num_frames", "fps"}
+_SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of table 1: its checkpoint's name, its family as `preset` has it, its layers, the paper's own options."""
+
+    checkpoint: str
+    family: str
+    layers: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+_QWEN = (("seconds_per_unit", 1.0),)
+_INTERNVL = (("frame_labels", "bare"),)
+_MODELS = {
+    "LLaVA-Video-7B": _Model("LLaVA-Video-7B-Qwen2", "llava_vid", 28),
+    "LLaVA-Video-72B": _Model("LLaVA-Video-72B-Qwen2", "llava_vid", 80),
+    "Qwen2.5-VL-7B": _Model("Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 28, _QWEN),
+    "Qwen2.5-VL-72B": _Model("Qwen2.5-VL-72B-Instruct", "qwen2_5_vl", 80, _QWEN),
+    "InternVL2.5-8B": _Model("InternVL2_5-8B", "internvl_hf", 32, _INTERNVL),
+}
+
+
+def published(run: Run, task: str) -> float | None:
+    """Accuracy in percent of the row of table 1 that a run belongs to, by checkpoint and selector; None if to none."""
+    name = model_of(run)
+    column = _COLUMNS.get(task.removesuffix(LONG), "")
+    column += "_long" if task.endswith(LONG) else ""
+    rows = (row for row in _table() if (row["model"], row["selector"]) == (name, run.selector))
+    return next((float(row[column]) for row in rows if column in row), None)
+
+
+def model_of(run: Run) -> str | None:
+    """The paper's name of a run's model; None if it is not the paper's."""
+    same = (name for name, model in _MODELS.items() if model.checkpoint.lower() == run.checkpoint.lower())
+    return next(same, None)
+
+
+def departures(run: Run, task: str) -> list[str]:
+    """What a run of one of the paper's models does otherwise than the paper's, a phrase each."""
+    model = _MODELS[model_of(run) or ""]
+    settings = {**preset(model.family, model.checkpoint, None, model.layers), **dict(model.options)}
+    settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
+    ignored = {"reference": set(), "lite": {"reference_layer"}, "none": _SELECTING | _FRAMES}[run.selector]
+    found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}
+    said = [f"{name}={own}, the paper's {theirs}" for name, (own, theirs) in found.items() if own != theirs]
+    if run.selector == "none":
+        frames = ", ".join(f"{name}={run.options[name]}" for name in sorted(_FRAMES & set(run.options)))
+        said.append(f"{frames}: how many frames the paper's baseline read is not known")
+    if not task.startswith("flexselect_paper_"):
+        said.append("lmms-eval's prompts and parsers, not the paper's")
+    elif _COLUMNS.get(task) == "longvb" and (task == _SUBTITLES) != (model.family == "internvl_hf"):
+        said.append(f"{'with' if task == _SUBTITLES else 'without'} subtitles, unlike the paper's")
+    return said
+
+
+@cache
+def _table() -> list[dict[str, Any]]:
+    text = files("lmms_flexselect.scores").joinpath("paper_results.yaml").read_text("utf-8")
+    return yaml.safe_load(text)["table1"]
