@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint tests lowest needle-model clean
+.PHONY: help setup demo test lint tests lowest scores needle-model clean
 
 PYTHON ?= 3.11
 LOWEST_TRANSFORMERS := 5.2.0
@@ -50,9 +50,15 @@ tests: setup  ## the whole test suite
 lowest: .venv-lowest/.ready  ## the tests that do not start lmms-eval, on the lowest transformers allowed
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli"
 
+# lmms-eval exits with 0 when it fails, too; the check looks for what it should have left behind.
+scores: setup  ## every family and selector on the needle benchmark, held to tests/expected/needle.yaml
+	rm -rf scores_output && mkdir scores_output
+	cd scores_output && ../.venv/bin/lmms-eval --config ../run_configs/regression.yaml --include_path ../tasks > lmms_eval.log 2>&1
+	.venv/bin/lmms-flexselect scores check scores_output/results --expect tests/expected/needle.yaml
+
 NEEDLE := qwen2_5_vl
 needle-model: setup  ## train a tiny model of the needle benchmark from nothing: NEEDLE=qwen2_5_vl, llava_vid or internvl_hf
 	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/$(NEEDLE) --family $(NEEDLE)
 
 clean:  ## remove what the commands above made
-	rm -rf .venv .venv-lowest build dist *.egg-info demo_output
+	rm -rf .venv .venv-lowest build dist *.egg-info demo_output scores_output

@@ -14,6 +14,7 @@ from lmms_flexselect.scores.run_options import option_differences
 from lmms_flexselect.scores.runs import Run, Score, distinct_names
 
 PASSED = ("same", "improved")
+_SAME_PROMPTS = 1e-3  # tokens, on average
 _ROUNDING = 1e-3  # points; an expectation file has four decimals
 
 
@@ -134,10 +135,20 @@ def _check_task(case: Case, expected: ExpectedTask, run: Run) -> Case:
     elif score.samples is not None and expected.questions not in (None, score.samples.fingerprint):
         case.score = score.points
         case.reason = f"questions, prompts or right answers are not those recorded; if meant, record anew ({run.file})"
+    elif changed := _changed_prompts(expected, score):
+        case.score = score.points
+        case.reason = f"the model reads other prompts: {changed}; if meant, record anew ({run.file})"
     else:
         case.score = score.points
         _judge(case, expected, score)
     return case
+
+
+def _changed_prompts(expected: ExpectedTask, score: Score) -> str:
+    """What is not as recorded; a right answer may still come of it, of a few questions or of easy ones."""
+    was, now = expected.prompts, score.prompts
+    changed = [name for name in was if name in now and abs(was[name] - now[name]) > _SAME_PROMPTS]
+    return ", ".join(f"{name} was {was[name]:g}, now {now[name]:g}" for name in changed)
 
 
 def _judge(case: Case, expected: ExpectedTask, score: Score) -> None:

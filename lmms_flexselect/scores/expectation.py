@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class ExpectedTask:
         Fingerprint of `Samples`; None where no samples were logged.
     samples
         Which questions were answered right; None where that was not recorded.
+    prompts
+        What was read of a question, on average (see `Score`).
     """
 
     task: str
@@ -38,6 +40,7 @@ class ExpectedTask:
     n: int
     questions: str | None
     samples: Samples | None
+    prompts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -108,4 +111,6 @@ def _expected_task(task: str, values: dict[str, Any]) -> ExpectedTask:
             raise ValueError(f"{task}: {len(samples.correct)} digits for {len(samples.documents)} documents, n {n}")
     questions = values.get("questions")
     error = float(values.get("stderr", math.nan))
-    return ExpectedTask(task, score, error, tolerance, n, None if questions is None else str(questions), samples)
+    fingerprint = None if questions is None else str(questions)
+    prompts = {str(name): float(value) for name, value in (values.get("prompts") or {}).items()}
+    return ExpectedTask(task, score, error, tolerance, n, fingerprint, samples, prompts)

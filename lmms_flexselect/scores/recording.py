@@ -21,7 +21,8 @@ _LINE = 100
 _HEAD = """\
 # Written by `lmms-flexselect scores record`; `lmms-flexselect scores check RESULTS --expect THIS_FILE` holds results to
 # it. Scores, standard errors and tolerances are points of 100. A tolerance may be edited; the word `any` instead of an
-# option's value allows every value. `correct` has a digit for each question, in the order of `documents`.
+# option's value allows every value. `prompts` says what was read of a question, on average. `correct` has a digit for
+# each question, in the order of `documents`.
 """
 
 
@@ -104,6 +105,8 @@ def _task_block(score: Score, tolerance: float, with_samples: bool) -> dict[str,
     if math.isfinite(error):
         block["stderr"] = round(error, 4)
     block |= {"n": score.n, "tolerance": float(tolerance)}
+    if score.prompts:
+        block["prompts"] = score.prompts
     if (samples := score.samples) is not None:
         block["questions"] = samples.fingerprint
         if with_samples and set(samples.correct) <= {0.0, 1.0}:

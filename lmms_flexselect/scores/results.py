@@ -15,6 +15,8 @@ from lmms_flexselect.scores.samples import Samples, read_samples
 
 # Tasks whose score is known to be a mean over their samples, so that other samples are another run's.
 _MEANS = ("flexselect_", "videomme", "mlvu_", "longvideobench_val", "lvbench")
+# Of what a run measured: what does not depend on the machine.
+_PROMPTS = ("visual_tokens", "visual_tokens_kept", "input_tokens", "position_span")
 _ROUNDED = 0.01  # points; LongVideoBench's score has five decimals
 
 
@@ -82,7 +84,10 @@ def read_run(file: Path) -> Run:
     if not run.scores:
         raise FlexSelectError(f"{file}: no task in it")
     failures = [mapping(failed) for failed in own.get("unreadable") or []]
+    measured = mapping(own.get("by_task"))
     for score in run.scores.values():
+        means = mapping(measured.get(score.task))
+        score.prompts = {name: round(float(means[name]), 4) for name in _PROMPTS if name in means}
         if reasons := [failed.get("error") for failed in failures if failed.get("task") == score.task]:
             score.unreadable = f"{file}: {score.task}: {len(reasons)} videos could not be read, first {reasons[0]}"
     return run

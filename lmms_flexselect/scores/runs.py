@@ -29,6 +29,9 @@ class Score:
         VideoMME by the paper's protocol: the score over long videos, in points; else None.
     samples
         Answers one by one, where the run logged them.
+    prompts
+        What was read of a question, on average: visual tokens before and after selection, tokens, positions. Empty
+        where it was not measured.
     problem
         Why this is no score to compare with anything; None if it is one.
     unreadable
@@ -43,6 +46,7 @@ class Score:
     of: int = 0
     long_points: float | None = None
     samples: Samples | None = None
+    prompts: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
     unreadable: str | None = None
 

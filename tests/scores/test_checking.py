@@ -115,6 +115,25 @@ def test_answers_that_changed(tmp_path, expect, wrong, expected, says):
     assert says in reason
 
 
+def test_right_answers_to_other_prompts(tmp_path):
+    """Dropped positions, or another sampling, need not cost an answer."""
+    means = {"visual_tokens": 600.0, "visual_tokens_kept": 64.0, "input_tokens": 90.0, "position_span": 631.25}
+
+    def run(folder, **changed):
+        by_task = {"lvbench": {**means, **changed, "time_to_first_token_seconds": 0.5}}
+        write_run(tmp_path / folder, {"lvbench": answers(set(), 60)}, by_task=by_task)
+        return [tmp_path / folder]
+
+    record(run("recorded"), tmp_path / "expect.yaml")
+    assert read_expectation(tmp_path / "expect.yaml")[0].tasks[0].prompts == means
+    assert outcome(check(run("same", time_to_first_token_seconds=9.0), tmp_path / "expect.yaml")) == ("same", "")
+    said, reason = outcome(check(run("other", position_span=90.0, input_tokens=91.0), tmp_path / "expect.yaml"))
+    assert said == "error"
+    assert "the model reads other prompts: input_tokens was 90, now 91, position_span was 631.25, now 90;" in reason
+    write_run(tmp_path / "unmeasured", {"lvbench": answers(set(), 60)})
+    assert outcome(check([tmp_path / "unmeasured"], tmp_path / "expect.yaml")) == ("same", "")
+
+
 def test_too_few_samples_says_how_many_would_do(tmp_path, expect):
     write_run(tmp_path / "now", {"lvbench": answers(set(range(30, 60)), 60)})
     _, reason = outcome(check([tmp_path / "now"], expect))

@@ -85,12 +85,13 @@ def write_run(
     log_samples: bool = True,
     unreadable: list[Doc] | None = None,
     upstream: Doc | None = None,
+    by_task: Doc | None = None,
     **options: Any,
 ) -> Path:
     """Write what a run leaves behind that answered the stock tasks so; returns the results file.
 
     `of` is how many questions a task has, if more were there than were asked (``--limit``); `options` and `upstream`
-    change those of `OPTIONS` and `UPSTREAM`.
+    change those of `OPTIONS` and `UPSTREAM`; `by_task` is what was measured.
     """
     upstream = {**UPSTREAM, **(upstream or {})}
     options = {**OPTIONS, **options}
@@ -119,6 +120,7 @@ def write_run(
                 "flexselect": {
                     "options": resolved,
                     "versions": {"lmms_eval": "0.7.3", "torch": "2.9.0"},
+                    "by_task": by_task or {},
                     "unreadable": unreadable or [],
                 },
             },
