@@ -172,12 +172,8 @@ def _judge(case: Case, expected: ExpectedTask, score: Score) -> None:
     elif difference.stderr <= expected.tolerance:
         case.outcome = "same"
     else:
-        needed = questions_needed(expected.tolerance, score.n, score, theirs)
-        case.outcome = "too few samples"
-        case.reason = "all questions are about one video"
-        if math.isfinite(difference.stderr):
-            case.reason = (
-                f"the standard error is {difference.stderr:.2f} points, more than the tolerance (of {of_what})"
-            )
-        if needed:
+        known = f"{difference.stderr:.2f} points, more than the tolerance"
+        error = known if math.isfinite(difference.stderr) else "not known, for want of videos"
+        case.outcome, case.reason = "too few samples", f"the standard error is {error} (of {of_what})"
+        if needed := questions_needed(expected.tolerance, score.n, score, theirs):
             case.reason += f"; about {needed} questions would do"

@@ -73,7 +73,7 @@ def departures(run: Run, task: str) -> list[str]:
     model = _MODELS[model_of(run) or ""]
     settings = {**preset(model.family, model.checkpoint, None, model.layers), **dict(model.options)}
     settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
-    ignored = {"reference": set(), "lite": {"reference_layer"}, "none": _SELECTING | _FRAMES}[run.selector]
+    ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | _FRAMES}[run.selector]
     found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}
     said = [f"{name}={own}, the paper's {theirs}" for name, (own, theirs) in found.items() if own != theirs]
     if run.selector == "none":

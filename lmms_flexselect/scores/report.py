@@ -148,7 +148,8 @@ def _junit(title: str, cases: list[tuple[str, str, str, str]]) -> str:
     """JUnit XML of (run, task, outcome or "" if it passed, text): a suite for each run, a case for each task.
 
     Elements and attributes are those that Jenkins' schema (its xunit plugin's junit-10.xsd) allows; GitLab and GitHub's
-    actions read the same. Outcome ``error`` becomes an ``error`` element, any other a ``failure``; what passed has its text as output.
+    actions read the same. Outcome ``error`` becomes an ``error`` element, any other a ``failure``; what passed has its
+    text as output.
     """
 
     def counted(some: list[tuple[str, str, str, str]]) -> dict[str, str]:
@@ -171,7 +172,8 @@ def _junit(title: str, cases: list[tuple[str, str, str, str]]) -> str:
             first = _xml(text).partition("\n")[0]
             ElementTree.SubElement(case, tag, {"type": outcome, "message": first}).text = _xml(text)
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    # Not encoding="unicode", whose declaration names the locale's encoding.
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
 def _xml(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.scores.run_options import checkpoint_name, mapping, model_args, run_options
+from lmms_flexselect.scores.run_options import checkpoint_name, listed, mapping, model_args, run_options
 from lmms_flexselect.scores.runs import Run, Score
 from lmms_flexselect.scores.samples import Samples, read_samples
 
@@ -83,11 +83,12 @@ def read_run(file: Path) -> Run:
     )
     if not run.scores:
         raise FlexSelectError(f"{file}: no task in it")
-    failures = [mapping(failed) for failed in own.get("unreadable") or []]
+    failures = [mapping(failed) for failed in listed(own.get("unreadable"))]
     measured = mapping(own.get("by_task"))
     for score in run.scores.values():
         means = mapping(measured.get(score.task))
-        score.prompts = {name: round(float(means[name]), 4) for name in _PROMPTS if name in means}
+        numbers = {name: means.get(name) for name in _PROMPTS}
+        score.prompts = {name: round(value, 4) for name, value in numbers.items() if isinstance(value, (int, float))}
         if reasons := [failed.get("error") for failed in failures if failed.get("task") == score.task]:
             score.unreadable = f"{file}: {score.task}: {len(reasons)} videos could not be read, first {reasons[0]}"
     return run
@@ -117,7 +118,8 @@ def _score(file: Path, content: dict[str, Any], task: str) -> Score:
         score.problem = f"{file}: {task}: {metric}={value:g} is no score of 0 to 100 where higher is better"
         return score
     score.reported_stderr = _reported_stderr(values, key)
-    score.long_points = next((v for k, v in values.items() if k.startswith("videomme_long_perception_score,")), None)
+    long = next((v for k, v in values.items() if k.startswith("videomme_long_perception_score,")), None)
+    score.long_points = float(long) if isinstance(long, (int, float)) else None
     if (samples := score.samples) is not None:
         score.n = score.n or len(samples.correct)
         if len(samples.correct) != score.n:
@@ -134,8 +136,8 @@ def _score(file: Path, content: dict[str, Any], task: str) -> Score:
 
 def _metric(values: dict[str, Any], config: dict[str, Any]) -> tuple[str, str, float | None]:
     """The task's first metric: its name, its key in the results, its value; None where it has none."""
-    listed = [str(mapping(each).get("metric")) for each in config.get("metric_list") or []]
-    names = [*listed, *dict.fromkeys(key.partition(",")[0] for key in values if "," in key and "_stderr" not in key)]
+    stated = [str(mapping(each).get("metric")) for each in listed(config.get("metric_list"))]
+    names = [*stated, *dict.fromkeys(key.partition(",")[0] for key in values if "," in key and "_stderr" not in key)]
     for name in names:
         for key, value in values.items():
             if key.startswith(f"{name},") and isinstance(value, (int, float)):
@@ -148,8 +150,9 @@ def _asked(counts: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
     of, n = counts.get("original"), counts.get("effective")
     if not isinstance(of, int) or not isinstance(n, (int, float)):
         return 0, 0
-    offset = config.get("offset") or 0
-    return max(0, min(math.ceil(of * n) if 0 < n < 1 else int(n), of - offset)), of
+    offset = config.get("offset")
+    asked = math.ceil(of * n) if 0 < n < 1 else int(n)
+    return max(0, min(asked, of - (offset if isinstance(offset, int) else 0))), of
 
 
 def _points(value: float, metric: str, samples: Samples | None) -> float:

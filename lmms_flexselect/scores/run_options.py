@@ -28,6 +28,11 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def listed(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def model_args(given: Any) -> dict[str, Any]:
     """``--model_args`` by name, from the line or from a config file's mapping."""
     if isinstance(given, dict):

@@ -152,6 +152,19 @@ def test_without_recorded_answers_the_scores_own_error_counts(tmp_path):
     assert outcome(check([tmp_path / "recorded"], tmp_path / "expect.yaml"))[0] == "same"
 
 
+def test_one_video_tells_nothing_once_an_answer_changed(tmp_path):
+    """Three questions of VideoMME share a video."""
+    write_run(tmp_path / "recorded", {"videomme": answers({1}, 3)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", 50.0)
+    assert outcome(check([tmp_path / "recorded"], tmp_path / "expect.yaml"))[0] == "same"
+    write_run(tmp_path / "now", {"videomme": answers({2}, 3)})
+    said, reason = outcome(check([tmp_path / "now"], tmp_path / "expect.yaml"))
+    assert (said, reason.split(" (")[0]) == (
+        "too few samples",
+        "the standard error is not known, for want of videos",
+    )
+
+
 def test_without_samples_now_the_scores_own_error_counts(tmp_path, expect):
     write_run(tmp_path / "now", {"lvbench": answers(set(range(30)), 60)}, log_samples=False)
     said, reason = outcome(check([tmp_path / "now"], expect))

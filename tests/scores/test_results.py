@@ -153,6 +153,12 @@ def test_files_that_are_not_results(tmp_path, content, says):
             "config": {"resolved_cli_args": {"flexselect": {"options": 1, "unreadable": [1, {}]}}},
             "n-samples": {"t": {"original": 3, "effective": 0}},
         },
+        {
+            "results": {"t": {"m,none": "NaN", "videomme_long_perception_score,none": "N/A"}},
+            "configs": {"t": {"metric_list": 3}},
+            "config": {"offset": "two", "resolved_cli_args": {"flexselect": {"unreadable": 5}}},
+            "n-samples": {"t": {"original": 3, "effective": 3}},
+        },
     ],
 )
 def test_foreign_content_is_a_line_and_not_a_traceback(tmp_path, content):

@@ -89,7 +89,7 @@ ALLOWED = {
 
 def junit(text):
     """A JUnit file as its readers take it: counts that are right, and every case in its suite."""
-    root = ElementTree.fromstring(text)
+    root = ElementTree.fromstring(text.encode())
     assert root.tag == "testsuites"
     suites = root.findall("testsuite")
     for node in (root, *suites):
