@@ -47,8 +47,8 @@ lint: setup  ## ruff and mypy
 tests: setup  ## the whole test suite
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
-lowest: .venv-lowest/.ready  ## the tests that do not start lmms-eval, on the lowest transformers allowed
-	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli"
+lowest: .venv-lowest/.ready  ## the tests that start neither lmms-eval nor a benchmark, on the lowest transformers allowed
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not cli and not benchmark"
 
 # lmms-eval exits with 0 when it fails, too; the check looks for what it should have left behind.
 scores: setup  ## every family and selector on the needle benchmark, held to tests/expected/needle.yaml

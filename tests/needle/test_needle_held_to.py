@@ -1,4 +1,4 @@
-"""What the needle models and FlexSelect are held to, on the benchmark's 204 questions a length.
+"""What the needle models and FlexSelect are held to: 204 questions at training length, 102 about long videos.
 
 The same prompt is answered with each selector, so videos are decoded once for all of them, and encoded once a question;
 the lmms-eval command asks the same questions in `make demo`.
@@ -13,14 +13,16 @@ import pytest
 from lmms_flexselect import FlexSelect, Uniform
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
 
+pytestmark = pytest.mark.benchmark
+
 TRAINING_UNITS, LONG_UNITS = 16, 512
 
 
-def ask_all(checkpoint, units, selectors):
+def ask_all(checkpoint, units, selectors, videos=34):
     """Rows of the benchmark, with each selector's answer to them, and whether it kept the needle's token."""
     preset = checkpoint.model.config.flexselect
-    rows = documents(units)
-    assert len(rows) >= 200
+    rows = documents(units, videos)
+    assert len(rows) == 6 * videos
     asked = []
     for path, of_video in groupby(rows, video_path):
         video = checkpoint.video(path)
@@ -57,7 +59,7 @@ def test_all_tokens_at_training_length(checkpoint):
 def long_videos(checkpoint):
     layer = checkpoint.model.config.flexselect["reference_layer"]
     selectors = {"none": None, "uniform": Uniform(), "reference": checkpoint.family.reference_layer(layer)}
-    return ask_all(checkpoint, LONG_UNITS, selectors)
+    return ask_all(checkpoint, LONG_UNITS, selectors, videos=17)
 
 
 def test_flexselect_answers_at_32_times_that_length(long_videos):

@@ -13,6 +13,8 @@ from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
 from lmms_flexselect.training.losses import rank_correlation
 
+pytestmark = pytest.mark.benchmark
+
 TRAINING_UNITS, LONG_UNITS = 16, 512
 
 
