@@ -17,6 +17,7 @@ PLACES = ("tasks", "run_configs", *(f"needle/{folder.name}" for folder in sorted
 COMMANDS = {
     "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
+    "doctor": ("say whether this machine can run a config", "lmms_flexselect.doctor.command:main"),
     "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),
 }
 

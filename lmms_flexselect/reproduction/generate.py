@@ -102,7 +102,7 @@ def write(folder: Path) -> list[Path]:
 def main(words: list[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lmms_flexselect.reproduction.generate", description=__doc__)
-    parser.add_argument("--output", type=Path, help="folder to write to; run_configs where it is installed if not given")
+    parser.add_argument("--output", type=Path, help="folder to write to, if not the installed run_configs")
     folder = parser.parse_args(words).output or installed_path("run_configs")
     print(f"{len(write(folder))} files in {folder}")
     return 0
