@@ -13,6 +13,7 @@ from lmms_flexselect.doctor.plan import Planned
 
 # A model of more parameters answers no benchmark on a CPU within a lifetime.
 CPU_PARAMETERS = 500_000_000
+_USABLE = 0.95  # of a GPU's memory, at best
 _WIDTH = 160
 
 
@@ -55,7 +56,7 @@ def _memory(machine: Machine, runs: Sequence[Planned]) -> Iterator[Finding]:
     if not runs:
         return
     if not machine.gpus:
-        yield _on_cpu(machine, max(runs, key=lambda run: run.parameters))
+        yield _on_cpu(machine, runs)
         return
     smallest = min(machine.gpus, key=lambda gpu: gpu.free)
     # The hardest run: where a copy is spread its need is shared.
@@ -67,8 +68,8 @@ def _memory(machine: Machine, runs: Sequence[Planned]) -> Iterator[Finding]:
     if each <= smallest.free:
         yield Finding(OK, "memory", text)
         return
-    enough = next((n for n in range(1, 65) if worst.memory.on_each(n) <= smallest.total), None)
-    if each <= smallest.total:
+    enough = next((n for n in range(1, 65) if worst.memory.on_each(n) <= smallest.total * _USABLE), None)
+    if each <= smallest.total * _USABLE:
         fix = "end what else runs on the GPU (nvidia-smi lists it)"
     elif enough is not None and enough <= len(machine.gpus):
         fix = "device_map=auto spreads one copy over all GPUs (start one process)"
@@ -89,9 +90,11 @@ def _smaller(run: Planned, otherwise: str) -> str:
     return ", or ".join(choice for choice in choices if choice)
 
 
-def _on_cpu(machine: Machine, largest: Planned) -> Finding:
-    assert largest.memory is not None
-    need = largest.memory.total
+def _on_cpu(machine: Machine, runs: Sequence[Planned]) -> Finding:
+    need, largest = max(
+        ((run.memory.total, run) for run in runs if run.memory is not None),
+        key=lambda pair: (pair[1].parameters > CPU_PARAMETERS, pair[0]),
+    )
     if largest.parameters > CPU_PARAMETERS:
         billions = f"{largest.parameters / 1e9:.1f} billion parameters"
         remedy = f"run it where a GPU has {-(-need // GIB)} GiB free"
@@ -106,7 +109,7 @@ def _on_cpu(machine: Machine, largest: Planned) -> Finding:
 
 def _node(run: Planned) -> str:
     assert run.memory is not None
-    count = next(n for n in range(1, 65) if run.memory.on_each(n) <= 76 * GIB)
+    count = next(n for n in range(1, 65) if run.memory.on_each(n) <= 80 * GIB * _USABLE)
     return f"{count} GPUs of 80 GiB"
 
 
@@ -116,5 +119,5 @@ def _kernels(machine: Machine, kernels: set[str]) -> Iterator[Finding]:
         if complaint is None:
             yield Finding(OK, "attention", kernel)
         else:
-            fix = "pip install 'lmms-flexselect[flash]' (a CUDA toolkit builds it), or attn_implementation=sdpa"
+            fix = "pip install 'flash-attn>=2.6' (a CUDA toolkit builds it), or attn_implementation=sdpa"
             yield Finding(PROBLEM, "attention", f"{kernel}: {complaint}", fix)
