@@ -76,7 +76,7 @@ def _launch(run: Run) -> list[str]:
         "  accelerate launch --num_processes 8 -m lmms_eval \\",
         f"    {rest}",
         "Two nodes of 8, on each with its own RANK, 0 or 1, and in HEAD the name of the first:",
-        "  accelerate launch --num_machines 2 --machine_rank $RANK --num_processes 16 \\",
+        "  accelerate launch --multi_gpu --num_machines 2 --machine_rank $RANK --num_processes 16 \\",
         "    --main_process_ip $HEAD --main_process_port 29500 -m lmms_eval \\",
         f"    {rest}",
         "The same by Slurm:",

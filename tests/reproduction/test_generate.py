@@ -80,7 +80,7 @@ def test_launch_lines_have_options_that_there_are(source, monkeypatch):
     text = re.sub(r"(?m)^# ?", "", text) if source in RUNS else text
     if (source in RUNS and not RUNS[source].fills_a_node) or "copy_a_gpu" in str(source):
         launched = options(text, "accelerate launch")
-        assert {"--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"} <= launched
+        assert {"--num_processes", "--multi_gpu", "--num_machines", "--machine_rank", "--main_process_ip"} <= launched
         assert launched <= known(launch_command_parser()) | lmms_eval | {"-m"}
         assert "--config" in options(text, "-m lmms_eval") <= lmms_eval
     else:

@@ -45,7 +45,7 @@ def test_a_copy_a_gpu(submit):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"doctor {CONFIGS / config}",
-        "accelerate launch --num_machines 2 --machine_rank 1 --num_processes 16 --main_process_ip node7 "
+        "accelerate launch --multi_gpu --num_machines 2 --machine_rank 1 --num_processes 16 --main_process_ip node7 "
         f"--main_process_port 29500 -m lmms_eval --config {CONFIGS / config} --include_path /installed/tasks --limit 8",
     ]
 
