@@ -9,13 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.doctor.datasets import data_sets
 from lmms_flexselect.doctor.finding import NOTE, PROBLEM, Finding
-from lmms_flexselect.doctor.fitting import of_config
 from lmms_flexselect.doctor.installation import of_machine
-from lmms_flexselect.doctor.machine import look
-from lmms_flexselect.doctor.plan import plan, read_config
-from lmms_flexselect.doctor.supplies import of_data, of_disk, of_tasks, of_token, of_weights
+from lmms_flexselect.doctor.machine import Machine, look
 from lmms_flexselect.errors import FlexSelectError
 
 _STOCK = ("videomme", "mlvu_dev", "longvideobench_val_v", "lvbench")
@@ -32,23 +28,36 @@ def main(words: list[str]) -> int:
     _quiet()
     machine = look()
     findings = of_machine(machine)
-    if machine.broken:
-        return report(findings, asked.config)
-    if asked.config is None:
-        sets, _ = data_sets(_STOCK)
-        # Nothing is asked for, so nothing is wrong yet.
-        data = of_data(machine, sets)
-        findings += [replace(each, level=NOTE if each.level == PROBLEM else each.level) for each in data]
-        return report([*findings, of_disk(machine, [], []), of_token(machine, sets)], None)
+    if not machine.broken:
+        findings += of_supplies(machine) if asked.config is None else of_runs(machine, asked.config, asked.include_path)
+    return report(findings, asked.config)
+
+
+def of_supplies(machine: Machine) -> list[Finding]:
+    """What is there for the stock tasks. Nothing is asked for, so nothing is wrong yet."""
+    from lmms_flexselect.doctor.datasets import data_sets
+    from lmms_flexselect.doctor.supplies import of_data, of_disk, of_token
+
+    sets, _ = data_sets(_STOCK)
+    data = [replace(each, level=NOTE if each.level == PROBLEM else each.level) for each in of_data(machine, sets)]
+    return [*data, of_disk(machine, [], []), of_token(machine, sets)]
+
+
+def of_runs(machine: Machine, config: Path, include_path: str | None) -> list[Finding]:
+    """Whether what a config asks for can be had and run."""
+    from lmms_flexselect.doctor.datasets import data_sets
+    from lmms_flexselect.doctor.fitting import of_config
+    from lmms_flexselect.doctor.plan import plan, read_config
+    from lmms_flexselect.doctor.supplies import of_data, of_disk, of_tasks, of_token, of_weights
+
     try:
-        runs = plan(read_config(asked.config))
+        runs = plan(read_config(config))
     except FlexSelectError as error:
-        return report([*findings, Finding(PROBLEM, "config", str(error), "correct the file")], asked.config)
-    unknown, leaves = _leaf_tasks([task for run in runs for task in run.tasks], asked.include_path)
+        return [Finding(PROBLEM, "config", str(error), "correct the file")]
+    unknown, leaves = _leaf_tasks([task for run in runs for task in run.tasks], include_path)
     sets, unheard = data_sets(leaves)
-    findings += [*of_config(machine, runs), *of_weights(machine, runs), *of_tasks(unknown)]
-    findings += of_data(machine, sets, unheard)
-    return report([*findings, of_disk(machine, runs, sets), of_token(machine, sets)], asked.config)
+    found = [*of_config(machine, runs), *of_weights(machine, runs), *of_tasks(unknown)]
+    return [*found, *of_data(machine, sets, unheard), of_disk(machine, runs, sets), of_token(machine, sets)]
 
 
 def report(findings: Sequence[Finding], config: Path | None) -> int:

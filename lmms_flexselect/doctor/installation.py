@@ -17,7 +17,10 @@ _TOLD = ("lmms-eval", "torch", "transformers", "accelerate", "decord")
 
 def of_machine(machine: Machine) -> list[Finding]:
     """Whether the installation works; what there is to run on."""
-    return [*_packages(machine), _plugin(machine), *_hardware(machine), *decoding(machine, {"decord"})]
+    installed = [*_packages(machine), _plugin(machine)]
+    if machine.broken:  # what needs the broken would be blamed in its place
+        return installed
+    return [*installed, *_hardware(machine), *decoding(machine, {"decord"})]
 
 
 def decoding(machine: Machine, decoders: Iterable[str]) -> Iterator[Finding]:

@@ -9,8 +9,10 @@ flash-attention) no attention matrix is among them. Not compared with a GPU's ow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lmms_flexselect.doctor.sizes import Decoder, Sizes
+if TYPE_CHECKING:  # imports torch, which a broken installation cannot
+    from lmms_flexselect.doctor.sizes import Decoder, Sizes
 
 GIB = 1024**3
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -32,8 +32,6 @@ class Planned:
         As on lmms-eval's command line.
     tasks
         Names of tasks.
-    output_path
-        Where results go.
     complaint
         Why its model would not be built; its size is not known then.
     foreign
@@ -56,7 +54,6 @@ class Planned:
 
     model: str
     tasks: tuple[str, ...]
-    output_path: str | None = None
     complaint: str | None = None
     foreign: bool = False
     checkpoint: Checkpoint | None = None
@@ -128,7 +125,7 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
     from lmms_flexselect.models._plugin import FlexSelectPlugin
 
     name, tasks = run["model"], tuple(task.strip() for task in run["tasks"].split(","))
-    basis: dict[str, Any] = {"model": name, "tasks": tasks, "output_path": run.get("output_path")}
+    basis: dict[str, Any] = {"model": name, "tasks": tasks}
     if name not in MODEL_REGISTRY_V2.list_model_names():
         return Planned(**basis, complaint=f"model={name}: lmms-eval knows no such model")
     if not name.endswith("_flexselect"):

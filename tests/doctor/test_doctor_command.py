@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,17 @@ def test_an_installation_that_cannot_be_asked_ends_there(doctor, monkeypatch, he
     status, lines = doctor(str(installed_path("run_configs") / "demo.yaml"))
     assert status == 1
     assert any("lmms_eval cannot be imported: no torch -> pip install" in line for line in lines)
+
+
+def test_without_torch_it_still_answers():
+    """In a process of its own: nothing that the report needs may import what it reports on."""
+    script = "import sys; sys.modules['torch'] = None; from lmms_flexselect.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PROBLEM")]
+    assert "torch cannot be imported: import of torch halted" in lines[0]
+    assert lines[0].endswith("-> pip install --force-reinstall torch")
 
 
 def test_data_sets_of_tasks(hf_home):

@@ -83,7 +83,11 @@ def test_a_good_machine_and_a_config_that_fits():
         ),
         (changed(packages={**NODE.packages, "torch": None}), "torch is not installed", "pip install 'torch<3,>=2.6'"),
         (changed(python="3.9.1"), "python 3.9.1: this package wants >=3.10", "make a new environment"),
-        (changed(broken={"torch": "libcudart.so: no such file"}), "torch cannot be imported: libcudart.so", "pip"),
+        (
+            changed(broken={"torch": "libcudart.so: no such file"}, decoders={}),
+            "torch cannot be imported: libcudart.so: no such file",
+            "pip install --force-reinstall torch",
+        ),
         (changed(registered=frozenset(OURS - {"llava_vid_flexselect"})), "does not find llava_vid_flexselect", "rein"),
         (changed(registered=None), "lmms-eval cannot be asked", "mend the packages first"),
         (changed(decoders={"decord": "no such library"}), "decord: no such library", "pip install --force-reinstall"),
