@@ -93,14 +93,14 @@ def _leaf_tasks(tasks: Sequence[str], include_path: str | None) -> tuple[list[st
 
 def _quiet() -> None:
     """Nothing but the report: lmms-eval and transformers talk while they are imported."""
-    import logging
+    import os
     import warnings
 
     from loguru import logger
 
     logger.remove()
     warnings.simplefilter("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 if __name__ == "__main__":
