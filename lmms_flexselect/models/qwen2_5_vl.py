@@ -64,7 +64,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
         self.options.check_frames(-(-frames // _FRAMES_PER_UNIT))
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        if str(given.get("fps")).lower() == "none":
+        if str(given.get("fps", "")).lower() == "none":
             given = {**given, "fps": None}
         return super()._resolve(given)
 

@@ -1,0 +1,163 @@
+"""What a run needs of a GPU's memory, from sizes alone: plain arithmetic.
+
+A sample goes through three phases, one after the other, and the largest counts: the vision tower reads the video, the
+frame sets are scored, the answer is generated. Coefficients are elements per token that transformers' modules hold at
+once in inference, counted at the published shapes (tests/doctor/test_memory.py); with fused attention (sdpa,
+flash-attention) no attention matrix is among them. Not compared with a GPU's own figures yet: there was none at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imports torch, which a broken installation cannot
+    from lmms_flexselect.doctor.sizes import Decoder, Sizes
+
+GIB = 1024**3
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Tokens of text in a prompt: question, options, chat template, labels; subtitles may be more.
+TEXT_TOKENS = 1024
+# CUDA's context and libraries; and what the allocator cannot hand out, as a share of what is not weights.
+CONTEXT = GIB
+FRAGMENTED = 0.1
+# Frames whose pixels the tower reads at once (`frames_per_chunk`, `tiles_per_chunk`); Qwen2.5-VL reads all.
+_AT_ONCE = {"llava_vid": 32, "internvl_hf": 32}
+# Copies of a video's embeddings that exist while they are put in their places.
+_COPIES = {"llava_vid": 1, "internvl_hf": 3, "qwen2_5_vl": 3}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How much a run reads and keeps.
+
+    Attributes
+    ----------
+    units
+        Frames (Qwen2.5-VL: pairs) of the longest video.
+    selector
+        As in ``selector=``.
+    token_budget
+        Visual tokens kept.
+    units_per_set
+        Upper bound of a frame set.
+    item
+        Bytes of one weight.
+    eager
+        Whether attention matrices are written out.
+    """
+
+    units: int
+    selector: str
+    token_budget: int
+    units_per_set: int
+    item: int
+    eager: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes for one copy of the model, answering one question.
+
+    `weights` and `cache` are divided among GPUs where the model is spread over several; the others are needed on one.
+    """
+
+    weights: int
+    selector: int
+    embeddings: int
+    reading: int
+    scoring: int
+    answering: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        """On one GPU."""
+        return self.on_each(1)
+
+    def on_each(self, gpus: int) -> int:
+        """On each of several GPUs that one copy is spread over."""
+        working = self.selector + self.embeddings + max(self.reading, self.scoring, self.answering + self.cache // gpus)
+        return self.weights // gpus + int(working * (1 + FRAGMENTED)) + CONTEXT
+
+    def words(self) -> str:
+        """The parts, largest phase alone."""
+        phases = {"reading frames": self.reading, "scoring": self.scoring, "answering": self.answering + self.cache}
+        phase = max(phases, key=lambda name: phases[name])
+        parts = {
+            "weights": self.weights,
+            "selector": self.selector,
+            "embeddings": self.embeddings,
+            phase: phases[phase],
+        }
+        return ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= GIB / 10)
+
+
+def estimate(model: Sizes, run: Reading, selector: tuple[int, Decoder] | None = None) -> Memory:
+    """What one copy of a model needs.
+
+    Parameters
+    ----------
+    model
+        Its sizes.
+    run
+        What it reads.
+    selector
+        Parameters and decoder of a FlexSelect-Lite selector beside it.
+    """
+    item, decoder = run.item, model.decoder
+    visual = run.units * model.tokens
+    units_in_set = min(run.units, run.units_per_set)
+    selects = run.selector != "none" and visual > run.token_budget
+    kept = min(visual, run.token_budget) if selects else visual
+    scorer = selector[1] if selector else decoder if run.selector == "reference" else None
+    return Memory(
+        weights=model.parameters * item,
+        selector=selector[0] * item if selector else 0,
+        embeddings=visual * (decoder.hidden + (selector[1].hidden if selector else 0)) * item,
+        reading=_reading(model, run),
+        scoring=_scoring(scorer, units_in_set * model.tokens + TEXT_TOKENS, run) if scorer and selects else 0,
+        answering=_forward(decoder, kept + TEXT_TOKENS, run),
+        cache=2 * decoder.layers * decoder.key_heads * decoder.head_size * (kept + TEXT_TOKENS) * item,
+    )
+
+
+def gib(size: float) -> str:
+    """As people read it."""
+    return f"{size / GIB:.1f} GiB"
+
+
+def tower_elements(family: str, width: int, intermediate: int) -> int:
+    """Elements per patch that the vision tower holds at once; Qwen2.5-VL's rotates queries and keys in float32."""
+    return {
+        "llava_vid": 2 * intermediate + 4 * width,
+        "internvl_hf": 2 * intermediate + 5 * width,
+        "qwen2_5_vl": max(3 * intermediate + 3 * width, 18 * width),
+    }[family]
+
+
+def decoder_elements(decoder: Decoder) -> int:
+    """Elements per token that one decoder layer holds at once: the gated MLP's."""
+    return 3 * decoder.intermediate + 3 * decoder.hidden
+
+
+def _reading(model: Sizes, run: Reading) -> int:
+    units = min(run.units, _AT_ONCE.get(model.family, run.units))
+    tower = tower_elements(model.family, model.tower_width, model.tower_intermediate)
+    features = run.units * model.tokens * model.decoder.hidden * run.item
+    # Pixels come as float32 and are rounded; InternVL's are rounded before, and all of them lie on the GPU.
+    pixels = run.units * model.pixels * run.item if model.family == "internvl_hf" else 0
+    pixels += units * model.pixels * (4 + run.item)
+    return max(units * model.patches * tower * run.item + pixels, (_COPIES[model.family] - 1) * features + pixels)
+
+
+def _scoring(decoder: Decoder, tokens: int, run: Reading) -> int:
+    group = decoder.heads // decoder.key_heads
+    relevance = 3 * group * TEXT_TOKENS * tokens * 4  # logits and probabilities of one key head, in float32
+    return max(_forward(decoder, tokens, run), relevance)
+
+
+def _forward(decoder: Decoder, tokens: int, run: Reading) -> int:
+    matrices = decoder.heads * tokens**2 * (4 + 2 * run.item) if run.eager else 0
+    return tokens * decoder_elements(decoder) * run.item + matrices

@@ -1,0 +1,218 @@
+"""What a config asks for: every run with its options resolved by the very class that would run it, without weights."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint, needle_checkpoint
+from lmms_flexselect.doctor.memory import ITEM_BYTES, Memory, Reading, estimate
+from lmms_flexselect.doctor.sizes import Sizes, selector_sizes, sizes
+from lmms_flexselect.errors import FlexSelectError, first_line
+
+_HOUR = 3600
+_FRAMES = {"llava_vid": "max_frames_num", "qwen2_5_vl": "max_num_frames", "internvl_hf": "num_frames"}
+_FRAMES_PER_UNIT = {"qwen2_5_vl": 2}
+_DEVICE_MAP = {"qwen2_5_vl": "auto", "internvl_hf": "auto"}  # upstream's, where none is given; llava_vid's is one GPU
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a config.
+
+    Attributes
+    ----------
+    model
+        As on lmms-eval's command line.
+    tasks
+        Names of tasks.
+    complaint
+        Why its model would not be built; its size is not known then.
+    foreign
+        Whether the model is not one of this package; nothing more is known then.
+    checkpoint, selector
+        What it loads.
+    parameters, selector_parameters
+        Of these.
+    memory
+        What one copy needs.
+    summary
+        Frames, budget and the like, in words.
+    kernel
+        Attention implementation.
+    decoder
+        Video decoder.
+    spread
+        Whether one copy is spread over all GPUs.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    complaint: str | None = None
+    foreign: bool = False
+    checkpoint: Checkpoint | None = None
+    selector: Checkpoint | None = None
+    parameters: int = 0
+    selector_parameters: int = 0
+    memory: Memory | None = None
+    summary: str = ""
+    kernel: str = "sdpa"
+    decoder: str = "decord"
+    spread: bool = False
+
+
+def read_config(path: Path) -> list[dict[str, Any]]:
+    """The runs of a file as ``lmms-eval --config`` reads it.
+
+    Raises
+    ------
+    FlexSelectError
+        If there is no such file, or it is none that lmms-eval would take.
+    """
+    try:
+        contents = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise FlexSelectError(f"{path}: cannot be read ({reason})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise FlexSelectError(f"{path}: not YAML ({getattr(error, 'problem', None) or error}{line})") from None
+    runs = contents if isinstance(contents, list) else [contents]
+    if not runs or not all(isinstance(run, dict) for run in runs):
+        raise FlexSelectError(f"{path}: a config is one mapping of lmms-eval's options, or a list of them")
+    known = _options_of_lmms_eval()
+    for run in runs:
+        if unknown := sorted(set(map(str, run)) - known - {"env"}):
+            raise FlexSelectError(f"{path}: lmms-eval has no option {unknown[0]}")
+        for name in ("model", "tasks"):
+            if not isinstance(run.get(name), str):
+                raise FlexSelectError(f"{path}: says no {name}")
+    return runs
+
+
+def plan(runs: list[dict[str, Any]]) -> list[Planned]:
+    """Resolve every run."""
+    with tempfile.TemporaryDirectory() as stand_ins:
+        return [_planned(run, Path(stand_ins)) for run in runs]
+
+
+def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = False) -> tuple[Any, dict[str, Any]]:
+    """A model object as its constructor has it before weights are loaded, and the arguments that upstream gets.
+
+    Raises
+    ------
+    FlexSelectError
+        If an argument is wrong, as in a run.
+    """
+    from lmms_eval.models import get_model
+
+    made = get_model(model, force_simple)
+    instance = made.__new__(made)
+    return instance, instance._resolve(dict(arguments))
+
+
+def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
+    from lmms_eval.models import MODEL_REGISTRY_V2, get_model
+    from lmms_eval.utils import simple_parse_args_string
+
+    from lmms_flexselect.models._plugin import FlexSelectPlugin
+
+    name, tasks = run["model"], tuple(task.strip() for task in run["tasks"].split(","))
+    basis: dict[str, Any] = {"model": name, "tasks": tasks}
+    if name not in MODEL_REGISTRY_V2.list_model_names():
+        return Planned(**basis, complaint=f"model={name}: lmms-eval knows no such model")
+    if not name.endswith("_flexselect"):
+        return Planned(**basis, foreign=True)
+    simple = bool(run.get("force_simple"))
+    found: dict[str, Any] = {}
+    try:
+        made = get_model(name, simple)
+        assert issubclass(made, FlexSelectPlugin)
+        given = simple_parse_args_string(str(run.get("model_args") or ""))
+        given |= {"batch_size": run.get("batch_size", 1)} | ({"device": run["device"]} if run.get("device") else {})
+        given.pop("dump_selection", None)  # or its folder would be made
+        found = _loads(given, made._family_name, stand_ins)
+        for argument, checkpoint in found.items():
+            if checkpoint.place is None:  # the class would ask the hub, and wait for it
+                raise FlexSelectError(f"{argument}={checkpoint.name}: neither a folder nor in the hub's cache")
+        places = {argument: checkpoint.place for argument, checkpoint in found.items()}
+        instance, upstream = resolved(name, {**given, **places}, simple)
+        return Planned(
+            **basis,
+            checkpoint=found.get("pretrained"),
+            selector=found.get("selector_path"),
+            spread=given.get("device_map", _DEVICE_MAP.get(instance._family_name)) == "auto",
+            **_needs(instance, upstream, found.get("selector_path")),
+        )
+    except Exception as error:
+        text = first_line(error).replace(f"{stand_ins}/", "")
+        return Planned(**basis, complaint=text, checkpoint=found.get("pretrained"), selector=found.get("selector_path"))
+
+
+def _loads(given: Mapping[str, Any], family: str, stand_ins: Path) -> dict[str, Checkpoint]:
+    """The checkpoints that the model arguments name."""
+    found = {}
+    for argument in ("pretrained", "selector_path"):
+        needle = given.get("pretrained") == "needle" and not Path("needle").exists()
+        default = "needle" if argument == "selector_path" and needle and given.get("selector") == "lite" else None
+        if (name := given.get(argument, default)) is not None:
+            name = needle_checkpoint(family, argument == "selector_path") if name == "needle" and needle else str(name)
+            found[argument] = find_checkpoint(name, stand_ins)
+    return found
+
+
+def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | None) -> dict[str, Any]:
+    """What building and running the model takes."""
+    from lmms_flexselect.lite.checkpoint import read_selector_config
+
+    options, family = instance.options, instance._family_name
+    config = instance._config(str(upstream["pretrained"]))
+    model = sizes(family, config, upstream)
+    own = None
+    if selector is not None:
+        own = selector_sizes(read_selector_config(str(selector.place)).raw, model.tower)
+    kernel = upstream.get("attn_implementation") or "sdpa"
+    frames = upstream.get(_FRAMES[family]) or int(_HOUR * float(upstream["fps"]))
+    units = -(-int(frames) // _FRAMES_PER_UNIT.get(family, 1))
+    run = Reading(
+        units,
+        options.selector,
+        options.token_budget,
+        options.max_frames_per_set,
+        ITEM_BYTES[options.dtype],
+        kernel == "eager",
+    )
+    return {
+        "parameters": model.parameters,
+        "selector_parameters": own[0] if own else 0,
+        "memory": estimate(model, run, own),
+        "summary": _summary(options, model, int(frames), run),
+        "kernel": kernel,
+        "decoder": upstream.get("video_decode_backend", "decord"),
+    }
+
+
+def _summary(options: Any, model: Sizes, frames: int, run: Reading) -> str:
+    visual = run.units * model.tokens
+    read = f"{frames} frames = {visual:,} visual tokens at most"
+    if options.selector == "none":
+        return f"selector=none, {read}, all kept"
+    layer = f" at layer {options.reference_layer}" if options.selector == "reference" else ""
+    return f"selector={options.selector}{layer}, {read}, {options.token_budget:,} kept, {options.dtype}"
+
+
+def _options_of_lmms_eval() -> set[str]:
+    from lmms_eval.__main__ import parse_eval_args
+
+    from lmms_flexselect.models._upstream import replaced
+
+    with replaced(sys, argv=["lmms-eval"]):
+        parser, _ = parse_eval_args()
+    return {action.dest for action in parser._actions}
