@@ -8,7 +8,7 @@ import yaml
 
 # Where and how it ran, or what stands elsewhere: answers are the same with others.
 _NOT_OPTIONS = {"pretrained", "selector", "upstream", "batch_size", "device", "device_map", "torch_dtype"}
-_NOT_OPTIONS |= {"dump_selection", "strict"}
+_NOT_OPTIONS |= {"dump_selection", "strict", "prefetch_videos", "store_cpu_gib", "store_gpu_gib"}
 # Of lmms-eval's own command line: what changes questions or answers. Named in an expectation only where it is set.
 _ASKED_WITH = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
 
@@ -63,7 +63,9 @@ def _plain(value: Any) -> Any:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
-    return parsed if isinstance(parsed, (bool, int, float)) or value in ("None", "null") else value
+    if value in ("None", "null"):
+        return None
+    return parsed if isinstance(parsed, (bool, int, float)) else value
 
 
 def option_differences(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
