@@ -90,10 +90,11 @@ def relevance_of_sets(
     reduced = []
     with torch.autocast(device.type, enabled=False):  # float32 in a training step too
         for some_queries, some_keys in zip(queries.split(together), keys.split(together), strict=True):
-            some_keys = some_keys.float().mT[:, None]
+            some_keys = some_keys.float().mT
             found: Tensor | None = None
             for some_rows, hidden in zip(some_queries.split(rows, dim=2), unseen.split(rows), strict=True):
-                logits = torch.matmul(some_rows.float() * scale, some_keys)
+                logits = torch.bmm((some_rows.float() * scale).flatten(1, 2), some_keys)
+                logits = logits.unflatten(1, some_rows.shape[1:3])
                 attention = logits.masked_fill_(hidden, float("-inf")).softmax(-1)
                 if reduction == "max":
                     highest = attention.amax((1, 2))

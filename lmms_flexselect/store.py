@@ -31,7 +31,7 @@ class VideoStore:
     Parameters
     ----------
     gpu_gib, cpu_gib
-        Limits in GiB, of all GPUs together and of the host. With both 0 nothing is kept.
+        Limits in GiB, of all GPUs together and of the host.
     """
 
     def __init__(self, gpu_gib: float = 0.0, cpu_gib: float = 0.0) -> None:
