@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError
 
@@ -29,6 +30,13 @@ def sets_at_once(decoder: Any, layers: int, tokens: int, dtype: torch.dtype, dev
     on_gpu = device.type == "cuda"
     room = torch.cuda.get_device_properties(device).total_memory // _GPU_SHARE if on_gpu else _CPU_BYTES
     return max(1, room // (a_token * tokens))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on `device`, without waiting for what a GPU was asked before."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def in_halves(

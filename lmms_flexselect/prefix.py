@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.memory import sent
 from lmms_flexselect.relevance import reading_layer
 
 
@@ -135,7 +136,7 @@ def attention_of(decoder: Any, layer: int) -> nn.Module:
 def _run(decoder: nn.Module, inputs_embeds: Tensor, position_ids: Tensor, cache: DynamicCache) -> None:
     # transformers calls it `past_key_values` up to some release, and `cache` after.
     name = "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
-    positions = position_ids.to(inputs_embeds.device)
+    positions = sent(position_ids, inputs_embeds.device)
     decoder(
         inputs_embeds=inputs_embeds,
         position_ids=positions if len(positions) > 1 else positions[0],

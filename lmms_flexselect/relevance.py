@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.memory import sent
 
 REDUCTIONS = ("max", "mean")
 BLOCK = 2**24
@@ -83,7 +84,7 @@ def relevance_of_sets(
     # A key/value head of a set with the query heads that share it: all are independent of each other.
     queries = queries.reshape(sets * kv_heads, heads // kv_heads, text, dim)
     keys = keys.reshape(sets * kv_heads, tokens, dim)
-    unseen = torch.arange(tokens, device=device) > query_columns.to(device)[:, None]
+    unseen = torch.arange(tokens, device=device) > sent(query_columns, device)[:, None]
     a_row = heads // kv_heads * tokens
     rows = max(1, min(text, BLOCK // a_row))
     together = max(1, BLOCK // (a_row * rows))
@@ -106,7 +107,7 @@ def relevance_of_sets(
             reduced.append(found)
         by_head = torch.cat(reduced).view(sets, kv_heads, tokens)
         relevance = by_head.amax(1) if reduction == "max" else by_head.sum(1)
-    return relevance.gather(1, visual_columns.to(device))
+    return relevance.gather(1, sent(visual_columns, device))
 
 
 class _LayerReached(Exception):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.memory import in_halves, sets_at_once
+from lmms_flexselect.memory import in_halves, sent, sets_at_once
 from lmms_flexselect.prefix import Prefix, attention_of, depends_on_length, read_behind, read_prefix
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.relevance import queries_and_keys, relevance_of_sets, visual_relevance
@@ -98,7 +98,8 @@ class ReferenceLayer:
             One ``(tokens of the set,)`` int64 a frame set: indices into `columns`, ascending.
         """
         attention_of(self.decoder, self.layer)
-        prompts = [set_prompt(prompt, columns[of_set]) for of_set in members]
+        queries = prompt.query_columns
+        prompts = [set_prompt(prompt, columns[of_set], queries) for of_set in members]
         alike: dict[tuple[int, int, int], list[int]] = {}
         for number, each in enumerate(prompts):
             # Where the length of a prompt changes what its beginning is, it is read in one go, and by itself.
@@ -112,7 +113,7 @@ class ReferenceLayer:
                 found[shape[0]] = self._read_whole(prompt, prompts[shape[0]])
         device = found[0].device
         scores = torch.empty(len(columns), dtype=torch.float32, device=device)
-        scores[torch.cat(list(members)).to(device)] = torch.cat([found[g].to(device) for g in range(len(members))])
+        scores[sent(torch.cat(list(members)), device)] = torch.cat([found[g].to(device) for g in range(len(members))])
         return scores
 
     def relevance(self, prompt: VideoPrompt, columns: Tensor) -> Tensor:
@@ -120,15 +121,15 @@ class ReferenceLayer:
 
         Gradients flow if they are on: this is how a FlexSelect-Lite selector is trained.
         """
-        return self._read_whole(prompt, set_prompt(prompt, columns))
+        return self._read_whole(prompt, set_prompt(prompt, columns, prompt.query_columns))
 
     def _read_whole(self, prompt: VideoPrompt, read: SetPrompt) -> Tensor:
         """All of a set's prompt in one pass."""
-        embeds = prompt.inputs_embeds[read.columns.to(prompt.inputs_embeds.device)]
+        embeds = prompt.inputs_embeds[sent(read.columns, prompt.inputs_embeds.device)]
         q, k, scale = queries_and_keys(self.decoder, self.layer, embeds, read.positions)
-        rows = read.queries.to(q.device)  # the layer may lie on another device than the prompt
+        rows = sent(read.queries, q.device)  # the layer may lie on another device than the prompt
         visual = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
-        visual[read.places.to(q.device)] = True
+        visual[sent(read.places, q.device)] = True
         return visual_relevance(q[:, rows], k, rows, visual, scale, self.reduction)
 
     def _scores_of(
@@ -168,11 +169,11 @@ class ReferenceLayer:
         positions = torch.stack([each.positions for each in some], dim=1)
         embeds = prompt.inputs_embeds
         prefix = self._kept(prompt, columns[:, :split], positions[..., :split], key)
-        behind = embeds[columns[:, split:].to(embeds.device)]
+        behind = embeds[sent(columns[:, split:], embeds.device)]
         q, k, scale = read_behind(self.decoder, self.layer, prefix, behind, positions[..., split:])
         queries = some[0].queries
         if len(queries) < q.shape[2]:
-            q = q[:, :, (queries - split).to(q.device)]
+            q = q[:, :, sent(queries - split, q.device)]
         places = torch.stack([each.places for each in some])
         return relevance_of_sets(q, k, queries, places, scale, self.reduction)
 
@@ -180,23 +181,23 @@ class ReferenceLayer:
         """What the layers make of the beginnings of some sets' prompts: kept, or computed and kept."""
         embeds = prompt.inputs_embeds
         if key is None or self.store is None:
-            return read_prefix(self.decoder, self.layer, embeds[columns.to(embeds.device)], positions)
+            return read_prefix(self.decoder, self.layer, embeds[sent(columns, embeds.device)], positions)
         # Whatever goes in: which tokens, at which positions; the visual ones are what the video's key stands for.
         own = (*columns.shape, self.layer, id(self.decoder))
         digest = hashlib.blake2b(repr(own).encode(), digest_size=16)
         in_video = torch.where(prompt.visual, prompt.visual.cumsum(0), 0)[columns]
         for part in (prompt.input_ids[columns], prompt.video[columns], in_video, positions):
-            digest.update(part.cpu().contiguous().numpy().data)
+            digest.update(part.to(torch.int32).numpy().tobytes())
         name = (key, "prefix", digest.hexdigest())
         kept: Any = self.store.get(name)
         if kept is None:
-            prefix = read_prefix(self.decoder, self.layer, embeds[columns.to(embeds.device)], positions)
+            prefix = read_prefix(self.decoder, self.layer, embeds[sent(columns, embeds.device)], positions)
             self.store.put(name, (prefix.keys, prefix.values))
             return prefix
         return Prefix(*kept)
 
 
-def set_prompt(prompt: VideoPrompt, columns: Tensor) -> SetPrompt:
+def set_prompt(prompt: VideoPrompt, columns: Tensor, queries: Tensor) -> SetPrompt:
     """The prompt of the visual tokens at `columns`: with all text, but without labels of other frames.
 
     Raises
@@ -204,7 +205,7 @@ def set_prompt(prompt: VideoPrompt, columns: Tensor) -> SetPrompt:
     FlexSelectError
         If there is nothing to rank by, or the prompt no longer holds whole frames.
     """
-    if not len(queries := prompt.query_columns):
+    if not len(queries):
         raise FlexSelectError("the prompt has no text after the video, so there is nothing to rank its tokens by")
     if prompt.compact_positions is None:
         raise FlexSelectError("this prompt has been shortened already; score the full one")
