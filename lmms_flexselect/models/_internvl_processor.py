@@ -17,10 +17,14 @@ from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_processor import FrameSegments, video_pixels
+from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pixels, small_frames
 from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
+from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video_key import VideoKey, video_key
+
+_FRAMES_AT_ONCE = 32  # bounds memory, changes nothing
 
 
 @dataclass
@@ -42,6 +46,36 @@ class PromptForm:
     tokens_per_tile: int
 
 
+@dataclass
+class SmallFrames:
+    """Frames of one video.
+
+    Attributes
+    ----------
+    frames
+        ``(frames, size, size, 3)`` uint8, in the size of a tile.
+    metadata
+        Their numbers, and the video's rate and decoder.
+    """
+
+    frames: Tensor
+    metadata: dict[str, Any]
+
+
+def read_small(path: str, sampling: FrameSegments, processor: Any) -> SmallFrames:
+    """Decode, sample and resize a video.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read; the message names the file.
+    """
+    video = open_video(path)
+    indices = sampling.indices(video)
+    frames = torch.cat([small_frames(processor, part) for part in video.parts(indices)])
+    return SmallFrames(frames, {"fps": video.fps, "frames_indices": indices, "video_backend": video.decoder})
+
+
 class InternVLMedia:
     """Wraps a processor; everything not defined here is the wrapped one's.
 
@@ -59,6 +93,8 @@ class InternVLMedia:
         In which frames are kept until the model sees them.
     selector_tokenizer
         Of a FlexSelect-Lite selector, which reads the same prompt by it; None without one.
+    frames
+        Reads what has a `key`, perhaps ahead; None reads each in its turn.
     """
 
     def __init__(
@@ -69,6 +105,7 @@ class InternVLMedia:
         strict: bool,
         dtype: torch.dtype,
         selector_tokenizer: Any = None,
+        frames: Frames[SmallFrames] | None = None,
     ) -> None:
         self._processor = processor
         self._form = form
@@ -76,12 +113,21 @@ class InternVLMedia:
         self._strict = strict
         self._dtype = dtype
         self._selector_tokenizer = selector_tokenizer
+        self._frames = frames or Frames(self.read, 0)
         self._row = PreparedRow()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not there yet while being copied
             raise AttributeError(name)
         return getattr(self._processor, name)
+
+    def key(self, path: str) -> VideoKey | None:
+        """What a video is read by; None if there is no such file."""
+        return video_key(path, self._sampling)
+
+    def read(self, key: VideoKey) -> SmallFrames:
+        """The frames that a key stands for."""
+        return read_small(key.path, self._sampling, self._processor)
 
     def take_rows(self) -> list[PreparedRow]:
         """What was read for the prompt made last."""
@@ -102,13 +148,14 @@ class InternVLMedia:
         """One prompt's inputs, as `InternVL.prompts` takes them."""
         start = time.perf_counter()
         try:
-            pixels = [self._read(path) for path in videos or []]
+            keys = [self.key(path) for path in videos or []]
+            pixels = [self._read(path, key) for path, key in zip(videos or [], keys, strict=True)]
         except VideoError as error:
             if self._strict:
                 raise
             logger.warning(f"answered empty: {error}")
             self._row.error, self._row.videos = str(error), []
-            pixels, images, text = [], None, text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
+            pixels, keys, images, text = [], [], None, text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
         frames = [len(part) for part in pixels]
         tiles: list[int] = []
         if images:
@@ -130,14 +177,19 @@ class InternVLMedia:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if pixels:
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
-        return BatchFeature(inputs)
+        features = BatchFeature(inputs)
+        if keys:
+            features["video_keys"] = keys
+        return features
 
-    def _read(self, path: str) -> Tensor:
-        video = open_video(str(path).removeprefix("file://"))
-        indices = self._sampling.indices(video)
-        metadata = {"path": str(path), "fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
-        self._row.videos.append(metadata)
-        return video_pixels(self._processor, video, indices, self._dtype)
+    def _read(self, path: str, key: VideoKey | None) -> Tensor:
+        if key is None:
+            seen = read_small(str(path).removeprefix("file://"), self._sampling, self._processor)
+        else:
+            seen = self._frames.get(key)
+        self._row.videos.append({"path": str(path), **seen.metadata})
+        parts = seen.frames.split(_FRAMES_AT_ONCE)
+        return torch.cat([frame_pixels(self._processor, part).to(self._dtype) for part in parts])
 
 
 def _in_order(text: str, images: list[Tensor], videos: list[Tensor]) -> list[Tensor]:

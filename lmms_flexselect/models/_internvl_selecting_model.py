@@ -10,7 +10,7 @@ from torch import Tensor
 from lmms_flexselect.models._batch_selecting_model import BatchSelectingModel
 from lmms_flexselect.models._upstream import EscapeUpstream
 
-_OURS = ("token_video", "token_frame", "selector_ids", "selector_video", "selector_frame")
+_OURS = ("token_video", "token_frame", "selector_ids", "selector_video", "selector_frame", "video_keys")
 
 
 class InternVLSelectingModel(BatchSelectingModel):

@@ -21,6 +21,7 @@ class QwenSelectingModel(BatchSelectingModel):
             "video_grid_thw",
             "second_per_grid_ts",
             "mm_token_type_ids",
+            "video_keys",
         }
     )
     _visual_token = "video_token_id"
@@ -30,3 +31,6 @@ class QwenSelectingModel(BatchSelectingModel):
         baseline = self._options.selector == "none" and self._options.rope == "library"
         keeps_timing = self._options.seconds_per_unit is None
         return inputs.get("pixel_values_videos") is None or (baseline and keeps_timing)
+
+    def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in inputs.items() if name != "video_keys"}
