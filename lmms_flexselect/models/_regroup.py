@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from loguru import logger
 
 from lmms_flexselect.models._preflight import Paths
 
@@ -95,15 +96,20 @@ def share(
     tasks
         lmms-eval's, by name.
     """
-    asked, takes = without_padding(requests)
-    given = [requests[i] for i in asked]
-    parcels = [pack(request, tasks) for request in given]
+    parcels = [pack(request, tasks) for request in requests]
     weight = {paths: weigh(paths) for paths in set(videos)}
-    offers = [Offer(videos[i], weight[videos[i]], p is not None) for i, p in zip(asked, parcels, strict=True)]
-    answers = exchange(
-        given, offers, parcels, answer, processes.gather, processes.rank, lambda parcel: unpack(parcel, tasks)
+    offers = [Offer(paths, weight[paths], p is not None) for paths, p in zip(videos, parcels, strict=True)]
+
+    def answer_once(given: list[Any], of_videos: list[Paths]) -> list[Any]:
+        asked, takes = without_padding(given)
+        number = len(set(of_videos))
+        logger.info(f"process {processes.rank} answers {len(asked)} question(s) about {number} video(s)")
+        answers = answer([given[i] for i in asked], [of_videos[i] for i in asked])
+        return [answers[i] for i in takes]
+
+    return exchange(
+        requests, offers, parcels, answer_once, processes.gather, processes.rank, lambda parcel: unpack(parcel, tasks)
     )
-    return [answers[i] for i in takes]
 
 
 def exchange(
@@ -150,18 +156,20 @@ def exchange(
 def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
     """Which requests are to be answered, and for each of all requests whose answer among those it gets.
 
-    lmms-eval fills up shorter processes with copies of their last request, whose answers nobody reads.
+    lmms-eval fills up shorter processes with copies of a request, their last one or a task's first, whose answers
+    nobody reads; but its response cache keeps them under the name of the true one's.
     """
+    padding = [bool(request.metadata.get("__padding_only__")) for request in requests]
+    places: dict[tuple[Any, ...], int] = {}
     asked: list[int] = []
-    place: dict[int, int] = {}
-    takes = []
-    for number, request in enumerate(requests):
-        twin = place.get(id(request.arguments)) if request.metadata.get("__padding_only__") else None
-        if twin is None:
-            twin = len(asked)
+    takes = [0] * len(requests)
+    for number in sorted(range(len(requests)), key=lambda n: (padding[n], n)):
+        request = requests[number]
+        name = (*request.args[-3:], request.idx, request.args[0])
+        if not padding[number] or name not in places:
+            places[name] = len(asked)
             asked.append(number)
-            place[id(request.arguments)] = twin
-        takes.append(twin)
+        takes[number] = places[name]
     return asked, takes
 
 
