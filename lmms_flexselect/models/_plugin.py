@@ -44,6 +44,8 @@ from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.video_file import file_complaint, video_length
 from lmms_flexselect.video_key import VideoKey
 
+_MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
 
 class FlexSelectPlugin(lmms):
     """Mixed in before an upstream wrapper; everything family-neutral lives here once.
@@ -243,11 +245,13 @@ class FlexSelectPlugin(lmms):
     def _regroups(self, requests: list[Any]) -> bool:
         """Whether several processes share their requests out anew; the same on each.
 
-        lmms-eval asks for the steps of an agent one by one, on each process as many as it takes.
+        Not where a model lies over all of them, so that they must compute in step; nor for the steps of an agent, which
+        lmms-eval asks for one by one, on each process as many as it takes.
         """
+        in_step = str(getattr(getattr(self, "accelerator", None), "distributed_type", "")).endswith(_MODEL_OVER_ALL)
         tasks = our_tasks()
         agentic = any(getattr(tasks.get(r.args[-2]), "OUTPUT_TYPE", None) == "generate_until_agentic" for r in requests)
-        return len(self._processes) > 1 and bool(tasks) and not agentic
+        return len(self._processes) > 1 and bool(tasks) and not agentic and not in_step
 
     def _regrouped(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
         """Answers to this process's requests, from whichever process was given their videos."""

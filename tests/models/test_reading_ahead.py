@@ -200,7 +200,7 @@ def test_what_a_sample_waited_is_recorded(made, videos):
 def test_likelihoods_of_one_video_read_it_once(made, videos):
     model = made("llava_vid decord")
     model.task_dict["asked"] = {"test": [videos[0], videos[1]]}
-    requests = []
+    requests: list[Instance] = []
     for number, target in ((0, "A"), (1, "A"), (0, "B. Another"), (1, "C")):
         arguments = ("What is shown?", target, lambda path: [path], number, "asked", "test")
         metadata = {"task": "asked", "doc_id": number, "repeats": 1}

@@ -12,8 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
+from lmms_eval.caching.response_cache import ResponseCache
 
+from lmms_flexselect.models import _plugin
 from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
+from lmms_flexselect.models._upstream import ask_behind_cache
+from tests.support.evaluate import build
 from tests.support.sharing import CASES, Dealt, Request, Task, run
 
 
@@ -157,3 +162,54 @@ def test_a_request_finds_the_task_of_the_other_process():
 @pytest.mark.parametrize("kept", [lambda d: d, Task("unknown").doc_to_visual, threading.Lock()])
 def test_what_cannot_go_stays(kept):
     assert pack(Request(("text", kept)), {"task": Task("here")}) is None
+
+
+@pytest.fixture
+def one_of_two(monkeypatch, llava_checkpoint):
+    """A model that takes itself for one of two processes, with two tasks of lmms-eval's evaluator."""
+    model = build("llava_vid_flexselect", pretrained=llava_checkpoint, max_frames_num=16)
+    tasks = {"asks": SimpleNamespace(OUTPUT_TYPE="generate_until")}
+    tasks["acts"] = SimpleNamespace(OUTPUT_TYPE="generate_until_agentic")
+    monkeypatch.setattr(_plugin, "our_tasks", lambda: tasks)
+    model._processes = [0, 1]
+    return model
+
+
+def asked_of(task):
+    return [Request(("question", {}, len, 0, task, "test"))]
+
+
+def test_requests_are_shared_out_only_where_all_processes_ask_alike(monkeypatch, one_of_two):
+    assert one_of_two._regroups([])
+    assert one_of_two._regroups(asked_of("asks"))
+    assert not one_of_two._regroups(asked_of("acts"))
+    for kind, shared in (("MULTI_GPU", True), ("MULTI_CPU", True), ("FSDP", False), ("DEEPSPEED", False)):
+        one_of_two.accelerator = SimpleNamespace(distributed_type=DistributedType(kind))
+        assert one_of_two._regroups(asked_of("asks")) is shared
+    del one_of_two.accelerator
+    monkeypatch.setattr(_plugin, "our_tasks", dict)
+    assert not one_of_two._regroups(asked_of("asks"))
+
+
+def test_a_process_that_the_cache_does_not_ask_joins_once(monkeypatch, one_of_two):
+    joined = []
+    monkeypatch.setattr(one_of_two, "_run", lambda kind, requests: joined.append((kind, requests)))
+    one_of_two.behind_cache("generate_until", asked_of("asks"))
+    assert joined == [("generate_until", [])]
+    one_of_two._joined = True  # it was asked, and took part
+    one_of_two.behind_cache("loglikelihood", asked_of("asks"))
+    assert len(joined) == 1
+    one_of_two.behind_cache("loglikelihood", [])
+    assert joined[1:] == [("loglikelihood", [])]
+    one_of_two.behind_cache("generate_until_multi_round", asked_of("asks"))
+    one_of_two.behind_cache("generate_until", asked_of("acts"))
+    assert len(joined) == 2
+
+
+def test_the_response_cache_tells_models_of_ours_alone():
+    told = []
+    ours = SimpleNamespace(upstream_name="llava_vid", behind_cache=lambda *told_of: told.append(told_of))
+    ask_behind_cache()
+    for model in (ours, SimpleNamespace()):
+        assert ResponseCache.execute(SimpleNamespace(), model, "generate_until", []) == []
+    assert told == [("generate_until", [])]
