@@ -29,11 +29,16 @@ class Prefetcher(Generic[Key, Value]):
         Makes a value of its key, in any thread.
     ahead
         How many values are read before their turn, and in how many threads; 0 reads each when it is asked for.
+    needed
+        Whether a value will be asked for, as it looks at the time; others are not read ahead.
     """
 
-    def __init__(self, read: Callable[[Key], Value], ahead: int = 2) -> None:
+    def __init__(
+        self, read: Callable[[Key], Value], ahead: int = 2, needed: Callable[[Key], bool] = lambda key: True
+    ) -> None:
         self._read = read
         self._ahead = ahead
+        self._needed = needed
         self._coming: deque[Key] = deque()
         self._held: dict[Key, Future[Value]] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -90,7 +95,7 @@ class Prefetcher(Generic[Key, Value]):
         if self._pool is None:
             return
         for key in wanted:
-            if key not in self._held:
+            if key not in self._held and self._needed(key):
                 try:
                     self._held[key] = self._pool.submit(self._value, key)
                 except RuntimeError:  # no more threads are to be had: it is read when it is asked for

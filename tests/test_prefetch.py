@@ -112,6 +112,17 @@ def test_keys_may_be_left_out_and_others_asked_for(started):
     assert shelf.read.count("g") == shelf.read.count("d") == shelf.read.count("c") == 1
 
 
+def test_what_is_not_needed_is_not_read_ahead_but_still_to_be_had():
+    shelf = Shelf()
+    prefetcher = Prefetcher(shelf, 2, needed=lambda key: key != "b")
+    prefetcher.plan("abcd")
+    assert [prefetcher.get(key).key for key in "acd"] == ["a", "c", "d"]
+    assert "b" not in shelf.read
+    prefetcher.plan("abc")
+    assert [prefetcher.get(key).key for key in "abc"] == ["a", "b", "c"]
+    prefetcher.close()
+
+
 class Odd(BaseException):
     """Ends a thread."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,8 @@ class InternVLMedia:
         Of a FlexSelect-Lite selector, which reads the same prompt by it; None without one.
     frames
         Reads what has a `key`, perhaps ahead; None reads each in its turn.
+    has_video
+        Whether the family keeps a video's visual tokens; the pixels of such a video are left out.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class InternVLMedia:
         dtype: torch.dtype,
         selector_tokenizer: Any = None,
         frames: Frames[SmallFrames] | None = None,
+        has_video: Callable[[VideoKey], bool] = lambda key: False,
     ) -> None:
         self._processor = processor
         self._form = form
@@ -114,6 +118,8 @@ class InternVLMedia:
         self._dtype = dtype
         self._selector_tokenizer = selector_tokenizer
         self._frames = frames or Frames(self.read, 0)
+        self._has_video = has_video
+        self._seen: dict[VideoKey, dict[str, Any]] = {}  # metadata
         self._row = PreparedRow()
 
     def __getattr__(self, name: str) -> Any:
@@ -128,6 +134,10 @@ class InternVLMedia:
     def read(self, key: VideoKey) -> SmallFrames:
         """The frames that a key stands for."""
         return read_small(key.path, self._sampling, self._processor)
+
+    def knows(self, key: VideoKey | None) -> bool:
+        """Whether questions about a video need its frames no more."""
+        return key is not None and key in self._seen and self._has_video(key)
 
     def take_rows(self) -> list[PreparedRow]:
         """What was read for the prompt made last."""
@@ -149,14 +159,16 @@ class InternVLMedia:
         start = time.perf_counter()
         try:
             keys = [self.key(path) for path in videos or []]
+            left_out = [self.knows(key) for key in keys]
             pixels = [self._read(path, key) for path, key in zip(videos or [], keys, strict=True)]
         except VideoError as error:
             if self._strict:
                 raise
             logger.warning(f"answered empty: {error}")
             self._row.error, self._row.videos = str(error), []
-            pixels, keys, images, text = [], [], None, text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
-        frames = [len(part) for part in pixels]
+            pixels, keys, left_out, images = [], [], [], None
+            text = text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
+        frames = [len(video["frames_indices"]) for video in self._row.videos]
         tiles: list[int] = []
         if images:
             options = {name: kwargs[name] for name in ("min_patches", "max_patches") if name in kwargs}
@@ -175,20 +187,26 @@ class InternVLMedia:
                 inputs |= {ids: tokens.ids, f"{prefix}video": tokens.video, f"{prefix}frame": tokens.frame}
         inputs = {name: values[None] for name, values in inputs.items()}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if pixels:
+        if any(len(part) for part in pixels):
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
         features = BatchFeature(inputs)
         if keys:
-            features["video_keys"] = keys
+            features |= {"video_keys": keys, "left_out": left_out}
         return features
 
     def _read(self, path: str, key: VideoKey | None) -> Tensor:
+        """Pixels of a video; none of one that is left out."""
+        if key is not None and self.knows(key):
+            self._row.videos.append({"path": str(path), **self._seen[key]})
+            return torch.empty(0)
         if key is None:
-            seen = read_small(str(path).removeprefix("file://"), self._sampling, self._processor)
+            video = read_small(str(path).removeprefix("file://"), self._sampling, self._processor)
         else:
-            seen = self._frames.get(key)
-        self._row.videos.append({"path": str(path), **seen.metadata})
-        parts = seen.frames.split(_FRAMES_AT_ONCE)
+            video = self._frames.get(key)
+            self._seen = {seen: metadata for seen, metadata in self._seen.items() if self._has_video(seen)}
+            self._seen[key] = video.metadata
+        self._row.videos.append({"path": str(path), **video.metadata})
+        parts = video.frames.split(_FRAMES_AT_ONCE)
         return torch.cat([frame_pixels(self._processor, part).to(self._dtype) for part in parts])
 
 

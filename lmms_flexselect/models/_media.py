@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
@@ -17,9 +18,11 @@ from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow, text_of
+from lmms_flexselect.models._seen_videos import SeenVideo, inputs_without_pixels, seen_in
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
 from lmms_flexselect.video_key import VideoKey, video_key
 
+_OF_MEDIA = ("images", "videos", "video_metadata")
 _READ_BY = ("min_pixels", "max_pixels", "video_start", "video_end")
 
 
@@ -49,6 +52,9 @@ class MediaProcessor:
         Whether the processor learns the frame rate. Upstream's simple class leaves it out.
     frames
         Reads what has an `element_key`, perhaps ahead; None reads each in its turn.
+    has_video
+        Whether the family keeps a video's visual tokens. Where it does so for all videos of a batch that were seen
+        before, their pixels are left out.
     """
 
     def __init__(
@@ -58,15 +64,19 @@ class MediaProcessor:
         strict: bool,
         pass_metadata: bool = True,
         frames: Frames[SampledVideo] | None = None,
+        has_video: Callable[[VideoKey], bool] = lambda key: False,
     ) -> None:
         self._processor = processor
         self._sampling = sampling
         self._strict = strict
         self._pass_metadata = pass_metadata
         self._frames = frames or Frames(read_key, 0)
+        self._has_video = has_video
+        self._seen: dict[VideoKey, SeenVideo] = {}
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
-        self._videos: list[SampledVideo] = []
+        self._videos: list[SampledVideo | SeenVideo] = []
+        self._leave_out = False
         self._keys: list[VideoKey | None] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -82,6 +92,8 @@ class MediaProcessor:
     def apply_chat_template(self, conversations: list[Any], **kwargs: Any) -> Any:
         """Read the media of one conversation or a batch of them, render, and empty the messages of their media."""
         batch = [conversations] if isinstance(conversations[0], dict) else conversations
+        elements = [element for conversation in batch for element in extract_vision_info(conversation)]
+        self._leave_out = all(self._knows_element(element) for element in elements)
         for conversation in batch:
             self._rows.append(self._read(conversation))
         rendered = self._processor.apply_chat_template(conversations, **kwargs)
@@ -94,16 +106,32 @@ class MediaProcessor:
         images, videos, keys = self._images, self._videos, self._keys
         self._images, self._videos, self._keys = [], [], []
         kwargs["images"] = images or None
-        kwargs["videos"] = [video.frames.float() for video in videos] or None
-        if videos and self._pass_metadata:
-            kwargs["video_metadata"] = [video.metadata for video in videos]
-        inputs = self._processor(**kwargs)
+        seen = [video for video in videos if isinstance(video, SeenVideo)]
+        if seen:
+            of_text = {name: value for name, value in kwargs.items() if name not in _OF_MEDIA}
+            inputs = inputs_without_pixels(self._processor, seen, **of_text)
+        else:
+            kwargs["videos"] = [video.frames.float() for video in videos if isinstance(video, SampledVideo)] or None
+            if videos and self._pass_metadata:
+                kwargs["video_metadata"] = [video.metadata for video in videos]
+            inputs = self._processor(**kwargs)
+            self._seen = {key: video for key, video in self._seen.items() if self._has_video(key)}
+            self._seen |= seen_in(inputs, keys, [video.metadata for video in videos])
         if videos:
             inputs["video_keys"] = keys
         return inputs
 
+    def knows(self, key: VideoKey | None) -> bool:
+        """Whether questions about a video need its frames no more."""
+        return key is not None and key in self._seen and self._has_video(key)
+
+    def _knows_element(self, element: dict[str, Any]) -> bool:
+        video = element.get("video")
+        return isinstance(video, (str, os.PathLike)) and self.knows(element_key(element, self._sampling))
+
     def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
-        row, images, videos, keys = PreparedRow(text_of(conversation[-1])), [], [], []
+        row, images, keys = PreparedRow(text_of(conversation[-1])), [], []
+        videos: list[SampledVideo | SeenVideo] = []
         start = time.perf_counter()
         try:
             for element in extract_vision_info(conversation):
@@ -127,12 +155,12 @@ class MediaProcessor:
         row.seconds = time.perf_counter() - start
         return row
 
-    def _read_video(self, element: dict[str, Any]) -> tuple[SampledVideo, VideoKey | None]:
+    def _read_video(self, element: dict[str, Any]) -> tuple[SampledVideo | SeenVideo, VideoKey | None]:
         if isinstance(element["video"], (str, os.PathLike)):
             key = element_key(element, self._sampling)
             if key is None:
                 return read_video_bytes(element, self._sampling), None
-            return self._frames.get(key), key
+            return self._seen[key] if self._leave_out else self._frames.get(key), key
         frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None
 

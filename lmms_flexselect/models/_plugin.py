@@ -82,7 +82,7 @@ class FlexSelectPlugin(lmms):
             self.options.budget_remainder,
             family.round_budget,
         )
-        self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos)
+        self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos, self._needs_frames)
         self._processes = Processes()
         self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
@@ -133,6 +133,10 @@ class FlexSelectPlugin(lmms):
     def _read_video(self, key: VideoKey) -> Any:
         """Frames of a video, in any thread."""
         raise NotImplementedError
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        """Whether a video's frames will be asked for, as it looks now."""
+        return True
 
     def _frame_count(self, frames: int, fps: float) -> int:
         """How many frames are read of a video of so many, at so many a second."""

@@ -76,6 +76,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             getattr(torch, self.options.dtype),
             self._selector_tokenizer,
             self._frames,
+            arguments[0].has_video,
         )
         return InternVLSelectingModel(self.processor, *arguments)
 
@@ -84,6 +85,9 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
 
     def _read_video(self, key: VideoKey) -> SmallFrames:
         return self.processor.read(key)
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        return not self.processor.knows(key)
 
     def _frame_count(self, frames: int, fps: float) -> int:
         return self._segments.count(frames, fps)

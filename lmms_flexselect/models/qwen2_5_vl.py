@@ -43,7 +43,12 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
         self._sampled = self._sampling()
         self.processor = MediaProcessor(
-            self.processor, self._sampled, self.options.strict, self._pass_metadata(), self._frames
+            self.processor,
+            self._sampled,
+            self.options.strict,
+            self._pass_metadata(),
+            self._frames,
+            has_video=arguments[0].has_video,
         )
         return QwenSelectingModel(self.processor, *arguments)
 
@@ -54,6 +59,9 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
 
     def _read_video(self, key: VideoKey) -> SampledVideo:
         return read_key(key)
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        return not self.processor.knows(key)
 
     def _frame_count(self, frames: int, fps: float) -> int:
         return min(self._sampled.count(frames, fps), self._sampled.max_frames)
