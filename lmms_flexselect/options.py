@@ -77,6 +77,9 @@ class FlexSelectOptions:
         Stop at a video that cannot be read; otherwise its sample is answered empty, counted and listed.
     dump_selection
         Folder that receives one ``.npz`` a sample with what was kept; None for none.
+    prefetch_videos
+        Videos that are decoded in background threads before their turn, and threads that do it; 0 decodes each when
+        its turn comes. Frames of one video more than that, the one in use, are held in memory, resized, as bytes.
     store_gpu_gib, store_cpu_gib
         How much of each process's GPUs' and host's memory, in GiB, may hold what the questions about one video have in
         common (its visual tokens, and what scoring makes of them); 0 and 0 computes everything anew for every
@@ -100,6 +103,7 @@ class FlexSelectOptions:
     dtype: str = "bfloat16"
     strict: bool = True
     dump_selection: str | None = None
+    prefetch_videos: int = 2
     store_gpu_gib: float = 4.0
     store_cpu_gib: float = 8.0
 
@@ -110,7 +114,8 @@ class FlexSelectOptions:
             raise OptionError("selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector")
         if self.selector != "lite" and self.selector_path is not None:
             raise OptionError(f"selector_path={self.selector_path}: goes with selector=lite, not {self.selector}")
-        for name, least in (("token_budget", 1), ("max_frames_per_set", 1), ("reference_layer", 0), ("seed", 0)):
+        leasts = {"token_budget": 1, "max_frames_per_set": 1, "reference_layer": 0, "seed": 0, "prefetch_videos": 0}
+        for name, least in leasts.items():
             if name != "reference_layer" or self.reference_layer is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), least))
         if not isinstance(self.strict, bool):

@@ -67,7 +67,7 @@ class SampledVideo:
     Attributes
     ----------
     frames
-        ``(frames, 3, height, width)`` float32 in 0..255, resized.
+        ``(frames, 3, height, width)``, resized: float32 in 0..255, or uint8 before they are made that.
     metadata
         What transformers' video processors read: ``fps`` of the file, ``frames_indices``, ``total_num_frames``,
         ``video_backend``.
@@ -78,7 +78,13 @@ class SampledVideo:
 
 
 def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14) -> SampledVideo:
-    """Decode, sample and resize the video of one chat-message element.
+    """`read_video_bytes` with float32 frames, as qwen-vl-utils hands them over."""
+    video = read_video_bytes(element, sampling, patch)
+    return SampledVideo(video.frames.float(), video.metadata)
+
+
+def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: int = 14) -> SampledVideo:
+    """Decode, sample and resize the video of one chat-message element; frames are uint8.
 
     Parameters
     ----------
@@ -105,7 +111,7 @@ def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14
         except (ValueError, AssertionError) as error:
             raise VideoError(f"{video.path}: {first_line(error)}") from None
         resized.append(resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True))
-    return SampledVideo(torch.cat(resized).float(), metadata)
+    return SampledVideo(torch.cat(resized), metadata)
 
 
 def _sample(

@@ -76,6 +76,18 @@ def file_complaint(path: str) -> str | None:
     return None if os.path.getsize(path) else "the video file is empty"
 
 
+def video_length(path: str) -> tuple[int, float] | None:
+    """Frames and frame rate of a video as its header has them, at little cost; None if there are none to be had."""
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            frames = stream.frames or round(float(container.duration or 0) / av.time_base * fps)
+    except (av.FFmpegError, OSError, IndexError):
+        return None
+    return (frames, fps) if frames and fps else None
+
+
 def open_video(path: str, decoder: str = "decord") -> VideoFile:
     """Open a video file.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,32 +247,45 @@ def test_a_refused_option_ends_in_one_line_and_no_results(one_process):
 
 
 @pytest.mark.parametrize(
-    ("model", "alone", "kept"),
+    ("model", "alone", "kept", "processes", "limit", "cached"),
     [
-        ("qwen2_5_vl", "chat", 24),
-        ("llava_vid", "llava_vid_reference", 12),
-        ("internvl_hf", "internvl_hf_reference", 12),
+        ("qwen2_5_vl", "chat", 24, 3, 3, False),
+        # Three questions over two processes, so that one is padded.
+        ("llava_vid", "llava_vid_reference", 12, 2, 3, False),
+        # Two over three: one has none, and the cache would not even ask it.
+        ("internvl_hf", "internvl_hf_reference", 12, 3, 2, True),
     ],
 )
-def test_two_processes_give_the_results_of_one(one_process, tmp_path, checkpoints, model, alone, kept):
-    """Three samples over two ranks, so that one rank is padded."""
+def test_several_processes_give_the_results_of_one(
+    one_process, tmp_path, checkpoints, model, alone, kept, processes, limit, cached
+):
+    """And each video is read by one of them: VideoMME's first three questions are about the same."""
+    tasks = ("mlvu_dev", "videomme")
     arguments = ["--model", f"{model}_flexselect", "--model_args", checkpoints[model]]
-    arguments += ["--tasks", "mlvu_dev", "--limit", "3", "--output_path", str(tmp_path), "--log_samples"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
+    arguments += ["--tasks", ",".join(tasks), "--limit", str(limit), "--output_path", str(tmp_path), "--log_samples"]
+    arguments += ["--use_cache", str(tmp_path / "cache")] if cached else []
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29511"]
     done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
     (results,) = results_in(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     overall = results["config"]["resolved_cli_args"]["flexselect"]["overall"]
-    assert overall["samples"] == 3
+    assert overall["samples"] == 2 * limit
     assert overall["visual_tokens_kept"] == kept
+    line = r"process (\d) answers (\d) question\(s\) about (\d) video\(s\)"
+    shares = [tuple(map(int, found)) for found in re.findall(line, done.stdout + done.stderr)]
+    assert sorted(rank for rank, *_ in shares) == list(range(processes))
+    assert sum(questions for _, questions, _ in shares) == 2 * limit
+    assert sum(videos for *_, videos in shares) == limit + 1
+    assert max(questions for _, questions, _ in shares) == limit
 
-    def answers(folder):
-        (path,) = folder.rglob("*_samples_mlvu_dev.jsonl")
+    def answers(folder, task):
+        (path,) = folder.rglob(f"*_samples_{task}.jsonl")
         samples = map(json.loads, path.read_text().splitlines())
         return {s["doc_id"]: (s["filtered_resps"], s["token_counts"]) for s in samples}
 
-    expected = answers(one_process[0] / alone)
-    assert answers(tmp_path) == {doc: expected[doc] for doc in range(3)}
+    for task in tasks:
+        expected = answers(one_process[0] / alone, task)
+        assert answers(tmp_path, task) == {doc: expected[doc] for doc in range(limit)}
 
 
 def test_a_bad_video_stops_all_processes(tmp_path, checkpoints, stock_videos):

@@ -27,6 +27,7 @@ DEFAULTS = {
     "dtype": "bfloat16",
     "strict": True,
     "dump_selection": None,
+    "prefetch_videos": 2,
     "store_gpu_gib": 4.0,
     "store_cpu_gib": 8.0,
 }
@@ -224,7 +225,7 @@ def test_every_frame_set_gets_a_token(budget, frames, at_most, sets):
     FlexSelectOptions(selector="none", token_budget=budget, max_frames_per_set=at_most).check_frames(frames)
 
 
-@pytest.mark.parametrize("name", ["token_budget", "max_frames_per_set", "seed"])
+@pytest.mark.parametrize("name", ["token_budget", "max_frames_per_set", "seed", "prefetch_videos"])
 def test_a_preset_cannot_leave_a_number_out(name):
     with pytest.raises(OptionError, match=f"^{name}=None: must be a whole number"):
         FlexSelectOptions.resolve({}, {name: None})

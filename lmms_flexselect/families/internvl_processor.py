@@ -14,7 +14,7 @@ from lmms_flexselect.families.chatml import chatml
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl_prompt import VIDEO_MARK
 from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
-from lmms_flexselect.families.pixels import normalised
+from lmms_flexselect.families.pixels import normalised, resize_frames
 from lmms_flexselect.video_file import VideoFile
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -33,7 +33,7 @@ class OriginalProcessor:
 
     def __init__(self, tokenizer: Any, size: int) -> None:
         self.tokenizer = tokenizer
-        self._size = size
+        self.size = size
         self.image_processor = GotOcr2ImageProcessor(
             size={"height": size, "width": size},
             crop_to_patches=True,
@@ -54,7 +54,7 @@ class OriginalProcessor:
 
     def frame_pixels(self, frames: Tensor) -> Tensor:
         """``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32, one tile a frame."""
-        return normalised(frames, self._size, **_IMAGENET)
+        return normalised(frames, self.size, **_IMAGENET)
 
 
 def _marked(content: Any) -> str:
@@ -98,11 +98,14 @@ class FrameSegments:
     fps: float | None = None
     whole_steps: bool = False
 
+    def count(self, total: int, video_fps: float) -> int:
+        """How many frames to read of a video of `total` frames."""
+        wanted = self.frames if self.frames is not None else int(total / video_fps * (self.fps or 0))
+        return max(1, min(wanted, total))
+
     def indices(self, video: VideoFile) -> list[int]:
         """Of a video's frames, ascending."""
-        total = video.frames
-        wanted = self.frames if self.frames is not None else int(total / video.fps * (self.fps or 0))
-        count = max(1, min(wanted, total))
+        total, count = video.frames, self.count(video.frames, video.fps)
         if count == total:  # upstream's whole steps would show some twice and leave the last out
             return list(range(total))
         if self.whole_steps:
@@ -115,6 +118,15 @@ class FrameSegments:
 def video_pixels(processor: Any, video: VideoFile, indices: list[int], dtype: torch.dtype) -> Tensor:
     """Frames of a video as the tower reads them: ``(frames, 3, size, size)``, decoded and resized some at a time."""
     return torch.cat([frame_pixels(processor, part).to(dtype) for part in video.parts(indices)])
+
+
+def small_frames(processor: Any, frames: Tensor) -> Tensor:
+    """Frames ``(frames, height, width, 3)`` uint8 in the size of the tower's; `frame_pixels` changes that no more."""
+    if isinstance(processor, OriginalProcessor):
+        return resize_frames(frames, processor.size)
+    unscaled = {"do_rescale": False, "do_normalize": False, "do_sample_frames": False}
+    made = processor.video_processor(videos=[frames.permute(0, 3, 1, 2)], return_tensors="pt", **unscaled)
+    return made["pixel_values_videos"][0].permute(0, 2, 3, 1)
 
 
 def frame_pixels(processor: Any, frames: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.families.pixels import resize_frames
 from lmms_flexselect.video_file import open_video
 
+_OPENING = threading.Lock()  # a setting of all threads is changed for each picture
 _PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
 
 
@@ -123,12 +125,14 @@ def is_path(visual: Any) -> bool:
 
 def _picture(picture: Any) -> Tensor:
     name = str(picture) if is_path(picture) else "an image"
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False  # lmms-eval fills up cut ones
-    try:
-        opened = Image.open(picture) if is_path(picture) else picture
-        return torch.from_numpy(np.array(opened.convert("RGB")))
-    except Exception as error:
-        reason = first_line(error).replace(f" {name!r}", "")
-        raise VideoError(f"{name}: not a readable image ({reason})") from None
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    with _OPENING:
+        tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval fills up cut ones
+        try:
+            opened = Image.open(picture) if is_path(picture) else picture
+            return torch.from_numpy(np.array(opened.convert("RGB")))
+        except Exception as error:
+            reason = first_line(error).replace(f" {name!r}", "")
+            raise VideoError(f"{name}: not a readable image ({reason})") from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant

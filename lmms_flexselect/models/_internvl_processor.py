@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,14 @@ from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_processor import FrameSegments, video_pixels
+from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pixels, small_frames
 from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
+from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video_key import VideoKey, video_key
+
+_FRAMES_AT_ONCE = 32  # bounds memory, changes nothing
 
 
 @dataclass
@@ -42,6 +47,36 @@ class PromptForm:
     tokens_per_tile: int
 
 
+@dataclass
+class SmallFrames:
+    """Frames of one video.
+
+    Attributes
+    ----------
+    frames
+        ``(frames, size, size, 3)`` uint8, in the size of a tile.
+    metadata
+        Their numbers, and the video's rate and decoder.
+    """
+
+    frames: Tensor
+    metadata: dict[str, Any]
+
+
+def read_small(path: str, sampling: FrameSegments, processor: Any) -> SmallFrames:
+    """Decode, sample and resize a video.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read; the message names the file.
+    """
+    video = open_video(path)
+    indices = sampling.indices(video)
+    frames = torch.cat([small_frames(processor, part) for part in video.parts(indices)])
+    return SmallFrames(frames, {"fps": video.fps, "frames_indices": indices, "video_backend": video.decoder})
+
+
 class InternVLMedia:
     """Wraps a processor; everything not defined here is the wrapped one's.
 
@@ -59,6 +94,10 @@ class InternVLMedia:
         In which frames are kept until the model sees them.
     selector_tokenizer
         Of a FlexSelect-Lite selector, which reads the same prompt by it; None without one.
+    frames
+        Reads what has a `key`, perhaps ahead; None reads each in its turn.
+    has_video
+        Whether the family keeps a video's visual tokens; the pixels of such a video are left out.
     """
 
     def __init__(
@@ -69,6 +108,8 @@ class InternVLMedia:
         strict: bool,
         dtype: torch.dtype,
         selector_tokenizer: Any = None,
+        frames: Frames[SmallFrames] | None = None,
+        has_video: Callable[[VideoKey], bool] = lambda key: False,
     ) -> None:
         self._processor = processor
         self._form = form
@@ -76,12 +117,27 @@ class InternVLMedia:
         self._strict = strict
         self._dtype = dtype
         self._selector_tokenizer = selector_tokenizer
+        self._frames = frames or Frames(self.read, 0)
+        self._has_video = has_video
+        self._seen: dict[VideoKey, dict[str, Any]] = {}  # metadata
         self._row = PreparedRow()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not there yet while being copied
             raise AttributeError(name)
         return getattr(self._processor, name)
+
+    def key(self, path: str) -> VideoKey | None:
+        """What a video is read by; None if there is no such file."""
+        return video_key(path, self._sampling)
+
+    def read(self, key: VideoKey) -> SmallFrames:
+        """The frames that a key stands for."""
+        return read_small(key.path, self._sampling, self._processor)
+
+    def knows(self, key: VideoKey | None) -> bool:
+        """Whether questions about a video need its frames no more."""
+        return key is not None and key in self._seen and self._has_video(key)
 
     def take_rows(self) -> list[PreparedRow]:
         """What was read for the prompt made last."""
@@ -102,14 +158,17 @@ class InternVLMedia:
         """One prompt's inputs, as `InternVL.prompts` takes them."""
         start = time.perf_counter()
         try:
-            pixels = [self._read(path) for path in videos or []]
+            keys = [self.key(path) for path in videos or []]
+            left_out = [self.knows(key) for key in keys]
+            pixels = [self._read(path, key) for path, key in zip(videos or [], keys, strict=True)]
         except VideoError as error:
             if self._strict:
                 raise
             logger.warning(f"answered empty: {error}")
             self._row.error, self._row.videos = str(error), []
-            pixels, images, text = [], None, text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
-        frames = [len(part) for part in pixels]
+            pixels, keys, left_out, images = [], [], [], None
+            text = text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
+        frames = [len(video["frames_indices"]) for video in self._row.videos]
         tiles: list[int] = []
         if images:
             options = {name: kwargs[name] for name in ("min_patches", "max_patches") if name in kwargs}
@@ -128,16 +187,27 @@ class InternVLMedia:
                 inputs |= {ids: tokens.ids, f"{prefix}video": tokens.video, f"{prefix}frame": tokens.frame}
         inputs = {name: values[None] for name, values in inputs.items()}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if pixels:
+        if any(len(part) for part in pixels):
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
-        return BatchFeature(inputs)
+        features = BatchFeature(inputs)
+        if keys:
+            features |= {"video_keys": keys, "left_out": left_out}
+        return features
 
-    def _read(self, path: str) -> Tensor:
-        video = open_video(str(path).removeprefix("file://"))
-        indices = self._sampling.indices(video)
-        metadata = {"path": str(path), "fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
-        self._row.videos.append(metadata)
-        return video_pixels(self._processor, video, indices, self._dtype)
+    def _read(self, path: str, key: VideoKey | None) -> Tensor:
+        """Pixels of a video; none of one that is left out."""
+        if key is not None and self.knows(key):
+            self._row.videos.append({"path": str(path), **self._seen[key]})
+            return torch.empty(0)
+        if key is None:
+            video = read_small(str(path).removeprefix("file://"), self._sampling, self._processor)
+        else:
+            video = self._frames.get(key)
+            self._seen = {seen: metadata for seen, metadata in self._seen.items() if self._has_video(seen)}
+            self._seen[key] = video.metadata
+        self._row.videos.append({"path": str(path), **video.metadata})
+        parts = video.frames.split(_FRAMES_AT_ONCE)
+        return torch.cat([frame_pixels(self._processor, part).to(self._dtype) for part in parts])
 
 
 def _in_order(text: str, images: list[Tensor], videos: list[Tensor]) -> list[Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from lmms_flexselect.models._batch_selecting_model import BatchSelectingModel
 from lmms_flexselect.models._upstream import EscapeUpstream
 
-_OURS = ("token_video", "token_frame", "selector_ids", "selector_video", "selector_frame")
+_SELECTORS = ("selector_ids", "selector_video", "selector_frame")
+_OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "left_out")
 
 
 class InternVLSelectingModel(BatchSelectingModel):

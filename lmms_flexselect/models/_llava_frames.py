@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
-from lmms_flexselect.families.llava_video_frames import is_path, pictures_in, read_llava_video, read_pictures
+from lmms_flexselect.families.llava_video_frames import (
+    LlavaClip,
+    is_path,
+    pictures_in,
+    read_llava_video,
+    read_pictures,
+)
+from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow
 from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video_key import VideoKey, video_key
 
 DECODERS = ("decord", "pyav", "image")
 _NO_FRAMES = "the folder of frames is empty"
@@ -36,11 +45,14 @@ class LlavaFrames:
     failure
         What went wrong while reading. Upstream would turn an exception into an answer, so it travels here until the
         model is asked.
+    key
+        What the video was read by; None if it is none of the kind.
     """
 
     frames: Tensor = field(default_factory=lambda: torch.empty(0, 1, 1, 3, dtype=torch.uint8))
     row: PreparedRow = field(default_factory=PreparedRow)
     failure: Exception | None = None
+    key: VideoKey | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -96,28 +108,58 @@ def frame_complaint(path: str) -> str | None:
     return file_complaint(path)
 
 
-def read_frames(
-    source: VisualSource, max_frames: int, frames_per_second: int, force_sample: bool, decoder: str, size: int
-) -> tuple[LlavaFrames, str, float]:
-    """Frames of a question's video or pictures, squares of `size` pixels; their seconds as text; length in seconds.
+def visuals_key(visuals: Sequence[Any], *how: Any) -> VideoKey | None:
+    """What a question's video is read by; None unless it is one file or folder. `how` is `read_clip`'s."""
+    return video_key(str(visuals[0]), *how) if len(visuals) == 1 and is_path(visuals[0]) else None
+
+
+def read_key(key: VideoKey) -> LlavaClip:
+    """The frames that a `visuals_key` stands for."""
+    return read_clip([key.path], *key.reading)  # type: ignore[arg-type]
+
+
+def read_clip(
+    visuals: Sequence[Any], max_frames: int, frames_per_second: int, force_sample: bool, decoder: str, size: int
+) -> LlavaClip:
+    """Frames of a question's video or pictures, squares of `size` pixels.
 
     Raises
     ------
     VideoError
         If they cannot be read; the message names the file.
     """
-    first = source.visuals[0]
-    path = str(first) if is_path(first) else "images"
-    if is_path(first) and os.path.isdir(path):
-        if not (pictures := pictures_in(path)):
-            raise VideoError(f"{path}: {_NO_FRAMES}")
-        clip = read_pictures(pictures, max_frames, size)
-    elif len(source.visuals) > 1 or not is_path(first):
-        clip = read_pictures(source.visuals, max_frames, size)
-    elif decoder == "image":
-        raise VideoError(f"{path}: with video_decode_backend=image a folder of frames is read, and this is none")
-    else:
-        clip = read_llava_video(path, max_frames, frames_per_second, force_sample, decoder, size)
+    first = visuals[0]
+    if is_path(first) and os.path.isdir(first):
+        if not (pictures := pictures_in(str(first))):
+            raise VideoError(f"{first}: {_NO_FRAMES}")
+        return read_pictures(pictures, max_frames, size)
+    if len(visuals) > 1 or not is_path(first):
+        return read_pictures(visuals, max_frames, size)
+    if decoder == "image":
+        raise VideoError(f"{first}: with video_decode_backend=image a folder of frames is read, and this is none")
+    return read_llava_video(str(first), max_frames, frames_per_second, force_sample, decoder, size)
+
+
+def read_frames(
+    source: VisualSource,
+    max_frames: int,
+    frames_per_second: int,
+    force_sample: bool,
+    decoder: str,
+    size: int,
+    ahead: Frames[LlavaClip] | None = None,
+) -> tuple[LlavaFrames, str, float]:
+    """What upstream's `load_video` returns: `LlavaFrames`, their seconds as text, and the length in seconds.
+
+    Raises
+    ------
+    VideoError
+        If they cannot be read; the message names the file.
+    """
+    how = (max_frames, frames_per_second, force_sample, decoder, size)
+    key = visuals_key(source.visuals, *how)
+    clip = read_clip(source.visuals, *how) if ahead is None or key is None else ahead.get(key)
+    path = str(source.visuals[0]) if is_path(source.visuals[0]) else "images"
     metadata = {"path": path, "fps": clip.fps, "frames_indices": clip.indices, "video_backend": clip.decoder}
     seconds = ",".join(f"{second:.2f}s" for second in clip.seconds)
-    return LlavaFrames(clip.frames, PreparedRow(source.question, [metadata])), seconds, clip.length
+    return LlavaFrames(clip.frames, PreparedRow(source.question, [metadata]), key=key), seconds, clip.length

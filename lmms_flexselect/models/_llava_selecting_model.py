@@ -62,8 +62,9 @@ class LlavaSelectingModel(SelectingModel):
             inputs = inputs[inputs != VIDEO_TOKEN][None]
         if not kwargs.get("do_sample"):
             kwargs = {name: value for name, value in kwargs.items() if name not in ("temperature", "top_p")}
-        videos = [] if video.failure else [video.frames]
-        return self._generated({"input_ids": inputs, "videos": videos}, [video.row], **kwargs)
+        shown = [] if video.failure else [video]
+        inputs_of = {"videos": [v.frames for v in shown], "video_keys": [v.key for v in shown]}
+        return self._generated({"input_ids": inputs, **inputs_of}, [video.row], **kwargs)
 
     def __call__(
         self, input_ids: Tensor, labels: Tensor, images: list[LlavaFrames], modalities: Any = None
@@ -101,7 +102,7 @@ class LlavaSelectingModel(SelectingModel):
         start = now()
         with peak_memory() as peak:
             (selection,), selector_seconds = self._selected(
-                {"input_ids": input_ids[:, :context], "videos": [video.frames]}
+                {"input_ids": input_ids[:, :context], "videos": [video.frames], "video_keys": [video.key]}
             )
             predicted = self._family.continuation_logits(selection.prompt, continuation)
             end = now()

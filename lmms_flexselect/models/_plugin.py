@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from types import ModuleType
+import traceback
+from collections.abc import Iterable
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from accelerate import Accelerator
+from lmms_eval import utils
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -19,17 +22,30 @@ from loguru import logger
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
+from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._loading import OneProcess
-from lmms_flexselect.models._preflight import check_videos
+from lmms_flexselect.models._order import InOrder, in_video_order
+from lmms_flexselect.models._preflight import Paths, check_videos, request_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
+from lmms_flexselect.models._regroup import Processes, share
 from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import EscapeUpstream, command_line, replaced, use_upstream_prompts
+from lmms_flexselect.models._upstream import (
+    EscapeUpstream,
+    ask_behind_cache,
+    command_line,
+    our_tasks,
+    replaced,
+    use_upstream_prompts,
+)
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.store import VideoStore
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video_file import file_complaint, video_length
+from lmms_flexselect.video_key import VideoKey
+
+_MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 class FlexSelectPlugin(lmms):
@@ -50,6 +66,7 @@ class FlexSelectPlugin(lmms):
         try:
             upstream_args = self._resolve(given)
             use_upstream_prompts()
+            ask_behind_cache()
             self._load(upstream_args)
             family = self._family(super().model)
             if self.options.store_gpu_gib or self.options.store_cpu_gib:
@@ -65,6 +82,9 @@ class FlexSelectPlugin(lmms):
             self.options.budget_remainder,
             family.round_budget,
         )
+        self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos, self._needs_frames)
+        self._processes = Processes()
+        self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
         self._resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
         logger.info(f"FlexSelect options: {self._resolved}")
@@ -105,6 +125,26 @@ class FlexSelectPlugin(lmms):
     def _file_complaint(self, path: str) -> str | None:
         """What is wrong with a video, seen from outside."""
         return file_complaint(path)
+
+    def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
+        """What the videos of a request will be read by, in order; None for what is none."""
+        raise NotImplementedError
+
+    def _read_video(self, key: VideoKey) -> Any:
+        """Frames of a video, in any thread."""
+        raise NotImplementedError
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        """Whether a video's frames will be asked for, as it looks now."""
+        return True
+
+    def _frame_count(self, frames: int, fps: float) -> int:
+        """How many frames are read of a video of so many, at so many a second."""
+        raise NotImplementedError
+
+    def _stand_ins(self) -> dict[str, Any]:
+        """What upstream's loop is shown in its module while it runs, besides what orders its requests."""
+        return {}
 
     # Construction -------------------------------------------------------------------------------------------------
 
@@ -183,27 +223,81 @@ class FlexSelectPlugin(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
-        answers = self._run(requests, super().generate_until)
+        return self._run("generate_until", requests)
+
+    def behind_cache(self, kind: str, requests: list[Any]) -> None:
+        """Called when lmms-eval's response cache is done: take part in what others ask, unless that was done."""
+        if kind in ("generate_until", "loglikelihood") and self._regroups(requests) and not self._joined:
+            self._run(kind, [])
+        self._joined = False
+
+    def _run(self, kind: str, requests: list[Any]) -> list[Any]:
+        """Answers by one of upstream's loops, after a look at all videos; an error ends the run."""
+        error: BaseException | None
+        try:
+            videos = request_videos(requests, self.task_dict)
+            self.task_dict.last(0)  # nobody's turn yet
+            if self.options.strict:
+                check_videos(videos, self._file_complaint)
+            if self._regroups(requests):
+                return self._regrouped(kind, requests, videos)
+            return self._answers(kind, requests, videos)
+        except EscapeUpstream as escape:
+            error = escape.__cause__
+        except Exception as own:
+            error = own
+        assert error is not None
+        _stop(error)
+
+    def _regroups(self, requests: list[Any]) -> bool:
+        """Whether several processes share their requests out anew; the same on each.
+
+        Not where a model lies over all of them, so that they must compute in step; nor for the steps of an agent, which
+        lmms-eval asks for one by one, on each process as many as it takes.
+        """
+        in_step = str(getattr(getattr(self, "accelerator", None), "distributed_type", "")).endswith(_MODEL_OVER_ALL)
+        tasks = our_tasks()
+        agentic = any(getattr(tasks.get(r.args[-2]), "OUTPUT_TYPE", None) == "generate_until_agentic" for r in requests)
+        return len(self._processes) > 1 and bool(tasks) and not agentic and not in_step
+
+    def _regrouped(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
+        """Answers to this process's requests, from whichever process was given their videos."""
+        self._joined = True
+        answer = functools.partial(self._answers, kind)
+        return share(requests, videos, self._weight, answer, self._processes, our_tasks())
+
+    def _weight(self, paths: Paths) -> float:
+        """How long a request about these videos takes: the frames that are read of them."""
+        lengths = [video_length(path) for path in paths]
+        return float(sum(self._frame_count(*length) if length else 1 for length in lengths) or 1)
+
+    def _answers(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
+        """Answers by one of upstream's loops, which gets one video's requests together, with videos decoded ahead."""
+        if not requests:
+            return []
+        loop = getattr(super(), kind)
+        module = sys.modules[loop.__module__]
+        stand_ins = self._stand_ins()
+        if hasattr(module, "utils"):
+            stand_ins["utils"] = SimpleNamespace(**{**vars(utils), "Collator": InOrder})
+        order = in_video_order(requests, videos, int(self.batch_size))
+        keys = (key for i in order for key in self._video_keys(videos[i]))
+        self._frames.plan(key for key in keys if key is not None)
+        try:
+            with replaced(module, **stand_ins):
+                answers = loop(self._prepared([requests[i] for i in order]))
+        finally:
+            self._frames.close()
+        if kind == "generate_until":
+            answers = self._counted([requests[i] for i in order], answers)
+        given = dict(zip(order, answers, strict=True))
+        return [given[i] for i in range(len(requests))]
+
+    def _counted(self, requests: list[Any], answers: list[Any]) -> list[GenerationResult]:
         assert self._selecting is not None
         counted = {record.key: record for record in self._selecting.records}
         documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in requests)]
         return [self._with_counts(a, counted.get(d)) for a, d in zip(answers, documents, strict=True)]
-
-    def _run(self, requests: list[Any], loop: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """One of upstream's loops, after a look at its videos; an error of ours ends the run."""
-        try:
-            if self.options.strict:
-                check_videos(requests, self.task_dict, self._file_complaint)
-                self.task_dict.last(0)  # nobody's turn yet
-            return loop(self._prepared(requests))
-        except EscapeUpstream as escape:
-            error = escape.__cause__
-        except FlexSelectError as own:
-            error = own
-        if isinstance(error, FlexSelectError):
-            _stop(error)
-        assert error is not None
-        raise error
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
@@ -233,13 +327,15 @@ def _on_cpu(upstream_args: dict[str, Any]) -> bool:
     return str(upstream_args.get("device") or "").startswith("cpu")
 
 
-def _stop(error: FlexSelectError) -> NoReturn:
+def _stop(error: BaseException) -> NoReturn:
     """Raise; in a run of several processes end this one, so that the launcher ends the others.
 
     lmms-eval catches exceptions and exits with 0. Alone, that leaves no results file and the message as its last
     line. With others it would leave them waiting for this process until their time-out.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not isinstance(error, FlexSelectError):
+            traceback.print_exception(error)
         print(f"lmms-flexselect: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     raise error

@@ -1,21 +1,24 @@
-"""A look at all videos before the first is answered: a file missing at the end of a long run must not cost the run."""
+"""A look at all requests before the first is answered: which videos they are about, and whether these are there.
+
+A file missing at the end of a long run must not cost the run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.video_file import file_complaint
 
+Paths = tuple[str, ...]
 
-def check_videos(
-    requests: list[Any], task_dict: dict[str, Any], complaint_of: Callable[[str], str | None] = file_complaint
-) -> None:
-    """Raise unless every video that the requests will ask for is there and not empty.
 
-    Files are not opened: whether they decode shows when it is their turn. A task whose first document has no video is
-    left alone, since its documents may hold images, which are costly to load.
+def request_videos(requests: list[Any], task_dict: dict[str, Any]) -> list[Paths]:
+    """The paths of what each request looks at, in order.
+
+    A task whose first document has no video is left alone, since its documents may hold images, which are costly to
+    load.
 
     Parameters
     ----------
@@ -23,6 +26,27 @@ def check_videos(
         As `generate_until` gets them, of simple or of chat models.
     task_dict
         Data sets by task and split.
+    """
+    videos: list[Paths] = []
+    without_video: set[str] = set()
+    for request in requests:
+        *_, doc_id, task, split = request.args
+        paths = () if task in without_video else tuple(_video_paths(request, task_dict[task][split][doc_id]))
+        if not paths:
+            without_video.add(task)
+        videos.append(paths)
+    return videos
+
+
+def check_videos(videos: Iterable[Paths], complaint_of: Callable[[str], str | None] = file_complaint) -> None:
+    """Raise unless every video that requests will ask for is there and not empty.
+
+    Files are not opened: whether they decode shows when it is their turn.
+
+    Parameters
+    ----------
+    videos
+        See `request_videos`.
     complaint_of
         What is wrong with a path, or None.
 
@@ -31,16 +55,7 @@ def check_videos(
     VideoError
         Naming the first file, and saying how many there are.
     """
-    seen: dict[str, str | None] = {}
-    without_video: set[str] = set()
-    for request in requests:
-        *_, doc_id, task, split = request.args
-        if task in without_video:
-            continue
-        paths = list(_video_paths(request, task_dict[task][split][doc_id]))
-        if not paths:
-            without_video.add(task)
-        seen |= {path: complaint_of(path) for path in paths if path not in seen}
+    seen = {path: complaint_of(path) for path in dict.fromkeys(path for paths in videos for path in paths)}
     bad = {path: complaint for path, complaint in seen.items() if complaint}
     if bad:
         first, complaint = next(iter(bad.items()))

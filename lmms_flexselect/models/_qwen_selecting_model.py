@@ -21,6 +21,8 @@ class QwenSelectingModel(BatchSelectingModel):
             "video_grid_thw",
             "second_per_grid_ts",
             "mm_token_type_ids",
+            "video_keys",
+            "left_out",
         }
     )
     _visual_token = "video_token_id"
@@ -29,4 +31,7 @@ class QwenSelectingModel(BatchSelectingModel):
         """No video in it, or the library's baseline asked for."""
         baseline = self._options.selector == "none" and self._options.rope == "library"
         keeps_timing = self._options.seconds_per_unit is None
-        return inputs.get("pixel_values_videos") is None or (baseline and keeps_timing)
+        return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
+
+    def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in inputs.items() if name not in ("video_keys", "left_out")}

@@ -72,7 +72,7 @@ class PreparedRow:
     videos
         Path and metadata of each video (``frames_indices``, ``fps``, …).
     seconds
-        Spent on decoding and resizing.
+        Waited for frames, and spent on images.
     error
         Why a video could not be read; the prompt then has no media and its answer is empty.
     """
@@ -98,7 +98,8 @@ class SampleRecord:
     task, split, doc_id
         Which document; empty and -1 where a prompt did not come from a task.
     video_seconds
-        Decoding and resizing, before the model is called.
+        How long the sample waited for its frames: what of decoding and resizing was not done ahead (see
+        `Prefetcher`), all of it with ``prefetch_videos=0``.
     time_to_first_token_seconds
         From the call of the model to its first token: vision tower, selection, prefill. Rows of one batch
         share it.

@@ -1,7 +1,8 @@
 """Every place where lmms-eval leaves no seam, and what is done about it.
 
 Tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`); the wrappers look up what they
-load with in their own module (`replaced`); requests carry what is looked at as a function (`with_visuals`).
+load with in their own module (`replaced`); requests carry what is looked at as a function (`with_visuals`); the
+response cache asks a model for nothing where it has all answers (`ask_behind_cache`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from weakref import WeakSet
 
 from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.caching.response_cache import ResponseCache
 
 SUFFIX = "_flexselect"
 
@@ -58,6 +60,31 @@ def use_upstream_prompts() -> None:
             task.model_name = asked
 
     ConfigurableTask._prepare_model_specific_config = prepare
+
+
+def ask_behind_cache() -> None:
+    """Let a model of ours know when the response cache is done, by its ``behind_cache(kind, requests)``.
+
+    A process whose requests all come out of the cache is not called at all, while others wait for it. The method that
+    asks is wrapped, once, and does what it did for every model that is not ours.
+    """
+    original = ResponseCache.execute
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def execute(cache: ResponseCache, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
+        answers = original(cache, lm, reqtype, requests)
+        if upstream_name(lm) is not None:
+            lm.behind_cache(reqtype, requests)
+        return answers
+
+    ResponseCache.execute = execute
+
+
+def our_tasks() -> dict[str, ConfigurableTask]:
+    """The tasks built for the model constructed last, by their names; none outside lmms-eval's evaluator."""
+    return {str(task.config.task): task for task in _our_tasks}
 
 
 def command_line() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,12 @@ from lmms_flexselect.families.internvl_processor import FrameSegments, load_proc
 from lmms_flexselect.families.internvl_prompt import END, START
 from lmms_flexselect.families.internvl_tokenizer import stop_token_ids
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector_tokenizer, read_selector_config
-from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
+from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
+from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.video_key import VideoKey
 
 
 class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
@@ -64,15 +67,30 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         return super()._load_selector(family)
 
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
+        self._segments = FrameSegments(self.num_frames, self.fps, self._whole_steps)
         self.processor = InternVLMedia(
             self.processor,
             PromptForm(self.options.frame_labels, self.options.system_message, self._model.config.image_seq_length),
-            FrameSegments(self.num_frames, self.fps, self._whole_steps),
+            self._segments,
             self.options.strict,
             getattr(torch, self.options.dtype),
             self._selector_tokenizer,
+            self._frames,
+            arguments[0].has_video,
         )
         return InternVLSelectingModel(self.processor, *arguments)
+
+    def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
+        return [self.processor.key(path) for path in paths]
+
+    def _read_video(self, key: VideoKey) -> SmallFrames:
+        return self.processor.read(key)
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        return not self.processor.knows(key)
+
+    def _frame_count(self, frames: int, fps: float) -> int:
+        return self._segments.count(frames, fps)
 
     # Construction -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,24 @@ import torch
 
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video
+from lmms_flexselect.families.llava_video_frames import LlavaClip, sample_frames
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, check_pooling
-from lmms_flexselect.models._llava_frames import DECODERS, LlavaFrames, VisualSource, frame_complaint, read_frames
+from lmms_flexselect.models._llava_frames import (
+    DECODERS,
+    LlavaFrames,
+    VisualSource,
+    frame_complaint,
+    read_frames,
+    read_key,
+    visuals_key,
+)
 from lmms_flexselect.models._llava_package import conv_templates, upstream_llava_vid
 from lmms_flexselect.models._llava_selecting_model import Likelihood, LlavaSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
+from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.video_key import VideoKey
 
 upstream = upstream_llava_vid()
 if TYPE_CHECKING:
@@ -31,6 +43,9 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     upstream_name = _family_name = "llava_vid"
     _upstream_module = upstream
     video_decode_backend: str
+    max_frames_num: int
+    fps: int
+    force_sample: bool
     _device_map_on_cpu = "auto"  # upstream's constructor takes every other value for a GPU's
 
     def _family(self, model: Any) -> LlavaVideo:
@@ -103,9 +118,9 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     ) -> tuple[LlavaFrames, str, float]:
         """Frames, their seconds as text, and the length in seconds; a failure is kept for `LlavaSelectingModel`."""
         start = time.perf_counter()
-        size = self.config.vision_config.image_size
+        how = (max_frames_num, fps, force_sample, self._decoder, self.config.vision_config.image_size)
         try:
-            frames, seconds, length = read_frames(video_path, max_frames_num, fps, force_sample, self._decoder, size)
+            frames, seconds, length = read_frames(video_path, *how, self._frames)
         except Exception as error:
             frames, seconds, length = LlavaFrames(failure=error), "", 0.0
             frames.row.error = str(error) if isinstance(error, VideoError) else None
@@ -114,7 +129,17 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
 
     def loglikelihood(self, requests: list[Any]) -> list[Likelihood]:
         """Upstream's loop: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
-        return [Likelihood(pair) for pair in self._run(requests, super().loglikelihood)]
+        return [Likelihood(pair) for pair in self._run("loglikelihood", requests)]
+
+    def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
+        size = self.config.vision_config.image_size
+        return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self._decoder, size)]
+
+    def _read_video(self, key: VideoKey) -> LlavaClip:
+        return read_key(key)
+
+    def _frame_count(self, frames: int, fps: float) -> int:
+        return len(sample_frames(frames, fps, self.max_frames_num, self.fps, self.force_sample)[0])
 
     def _prepared(self, requests: list[Any]) -> list[Any]:
         return with_visuals(requests, _one_source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import MediaProcessor
+from lmms_flexselect.models._media import MediaProcessor, element_key, read_key
 from lmms_flexselect.models._plugin import FlexSelectPlugin
+from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
-from lmms_flexselect.models._upstream import replaced, with_visuals
+from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
-from lmms_flexselect.video import FrameSampling
+from lmms_flexselect.video import FrameSampling, SampledVideo
+from lmms_flexselect.video_key import VideoKey
 
 _FRAMES_PER_UNIT = 2
 _UPSTREAM_SIMPLE_FPS = 2.0
@@ -28,6 +31,8 @@ _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     fps: float | None
     max_num_frames: int
+    max_pixels: int
+    min_pixels: int
     processor: Any
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
@@ -36,8 +41,30 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
     def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
-        self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
+        self._sampled = self._sampling()
+        self.processor = MediaProcessor(
+            self.processor,
+            self._sampled,
+            self.options.strict,
+            self._pass_metadata(),
+            self._frames,
+            has_video=arguments[0].has_video,
+        )
         return QwenSelectingModel(self.processor, *arguments)
+
+    def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
+        # As upstream's loops write a video into their messages.
+        bounds = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
+        return [element_key({"video": path, **bounds}, self._sampled) for path in paths]
+
+    def _read_video(self, key: VideoKey) -> SampledVideo:
+        return read_key(key)
+
+    def _needs_frames(self, key: VideoKey) -> bool:
+        return not self.processor.knows(key)
+
+    def _frame_count(self, frames: int, fps: float) -> int:
+        return min(self._sampled.count(frames, fps), self._sampled.max_frames)
 
     def _sampling(self) -> FrameSampling:
         raise NotImplementedError
@@ -93,10 +120,9 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         # Upstream's simple class does not tell the processor the frame rate; its own positions are computed without.
         return self.options.rope == "published"
 
-    def generate_until(self, requests: list[Any]) -> list[Any]:
-        """Upstream's loop, without its opening every video once more for a frame size that it does not use."""
-        with replaced(upstream, decord=_NoProbe):
-            return super().generate_until(requests)
+    def _stand_ins(self) -> dict[str, Any]:
+        # Upstream opens every video once more for a frame size that it does not use.
+        return {"decord": _NoProbe}
 
     def _prepared(self, requests: list[Any]) -> list[Any]:
         return with_visuals(requests, _known_videos)

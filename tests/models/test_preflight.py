@@ -10,7 +10,7 @@ from lmms_eval.api.instance import Instance
 
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.models._llava_frames import frame_complaint
-from lmms_flexselect.models._preflight import check_videos
+from lmms_flexselect.models._preflight import check_videos, request_videos
 from lmms_flexselect.video_file import file_complaint
 from tests.support.evaluate import Question, ask, build
 
@@ -51,25 +51,24 @@ def files(tmp_path):
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])
 def test_missing_and_empty_files_are_named_and_counted(files, simple):
     good, empty, missing = (files[name] for name in ("good", "empty", "missing"))
-    check_videos(*requests_for([[good], [good]], simple))
+    check_videos(request_videos(*requests_for([[good], [good]], simple)))
     with pytest.raises(VideoError, match=r"empty\.mp4: the video file is empty$"):
-        check_videos(*requests_for([[good], [empty], [empty]], simple))
+        check_videos(request_videos(*requests_for([[good], [empty], [empty]], simple)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos are missing or empty\)$"):
-        check_videos(*requests_for([[good], [missing, empty]], simple))
+        check_videos(request_videos(*requests_for([[good], [missing, empty]], simple)))
 
 
 @pytest.mark.parametrize("target", [" A", lambda document: pytest.fail("it was taken for the video")])
 def test_requests_for_likelihoods_are_looked_at_too(files, target):
     """There both what is expected and what is looked at may be given as functions of the document."""
     good, missing = files["good"], files["missing"]
-    check_videos(*likelihood_requests_for([[good], [good]], target))
+    check_videos(request_videos(*likelihood_requests_for([[good], [good]], target)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
-        check_videos(*likelihood_requests_for([[good], [missing]], target))
+        check_videos(request_videos(*likelihood_requests_for([[good], [missing]], target)))
 
 
 def look(documents, complaint_of):
-    requests, data_sets = requests_for(documents, True)
-    check_videos(requests, data_sets, complaint_of)
+    check_videos(request_videos(*requests_for(documents, True)), complaint_of)
 
 
 def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
@@ -101,7 +100,8 @@ def test_a_task_without_videos_is_left_alone():
         return [object()]
 
     arguments: list[Any] = [("text", {}, visuals, n, "task", "test") for n in range(3)]
-    check_videos([SimpleNamespace(args=a) for a in arguments], {"task": {"test": ["a", "b", "c"]}})
+    requests = [SimpleNamespace(args=a) for a in arguments]
+    assert request_videos(requests, {"task": {"test": ["a", "b", "c"]}}) == [(), (), ()]
     assert looked_at == ["a"]
 
 

@@ -100,7 +100,9 @@ def test_images_and_text_pass_through_untouched(generated, random_checkpoint):
     arguments = {"pretrained": random_checkpoint, **SMALL}
     expected = ask(build("qwen2_5_vl", device="cpu", device_map="cpu", **arguments), questions)
     assert ask(build("qwen2_5_vl_flexselect", **arguments), questions) == expected
-    assert [call["input_ids"].shape for call, _ in generated[:2]] == [c["input_ids"].shape for c, _ in generated[2:]]
+    # Upstream sorts its questions, ours come as they are.
+    prompts = [call["input_ids"].tolist() for call, _ in generated]
+    assert sorted(prompts[:2]) == sorted(prompts[2:])
     assert all("inputs_embeds" not in call for call, _ in generated)
 
 

@@ -1,0 +1,216 @@
+"""Whole videos to processes: lmms-eval deals questions out one by one, so that one video's go to all of them.
+
+The processes tell each other what they were given, work out the same distribution each for itself, hand over the
+requests, and hand back the answers. All take part in every step, also one with nothing to ask or to answer.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from loguru import logger
+
+from lmms_flexselect.models._preflight import Paths
+
+_AS_LONG_AS_IT_TAKES = timedelta(weeks=52)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a process tells of one of its requests.
+
+    Attributes
+    ----------
+    videos
+        What it is about; requests about the same go to one process.
+    weight
+        How long it takes, in any unit.
+    movable
+        Whether another process can answer it.
+    """
+
+    videos: Paths
+    weight: float
+    movable: bool = True
+
+
+def owners(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
+    """Which process answers each request of each process.
+
+    The longest videos are dealt out first, each to the process with the least to do so far; of several with as little
+    to the one that has most of its questions already. A request that cannot move stays, and its video goes there.
+    """
+    loads = [0.0] * len(offers)
+    weights: dict[Paths, float] = {}
+    at_home: dict[Paths, Counter[int]] = {}
+    tied: dict[Paths, Counter[int]] = {}
+    for rank, of_rank in enumerate(offers):
+        for offer in of_rank:
+            at_home.setdefault(offer.videos, Counter())[rank] += 1
+            if offer.movable:
+                weights[offer.videos] = weights.get(offer.videos, 0.0) + offer.weight
+            else:
+                loads[rank] += offer.weight
+                tied.setdefault(offer.videos, Counter())[rank] += 1
+    owner: dict[Paths, int] = {}
+    for videos in sorted(weights, key=lambda v: (v not in tied, -weights[v], v)):
+        if videos in tied:
+            owner[videos] = tied[videos].most_common(1)[0][0]
+        else:
+            owner[videos] = min(range(len(loads)), key=lambda rank: (loads[rank], -at_home[videos][rank], rank))
+        loads[owner[videos]] += weights[videos]
+    return [
+        [owner[offer.videos] if offer.movable else rank for offer in of_rank] for rank, of_rank in enumerate(offers)
+    ]
+
+
+def share(
+    requests: Sequence[Any],
+    videos: Sequence[Paths],
+    weigh: Callable[[Paths], float],
+    answer: Callable[[list[Any], list[Paths]], list[Any]],
+    processes: Processes,
+    tasks: Mapping[str, Any],
+) -> list[Any]:
+    """Answers to this process's requests, in their order, each video's by one process; all must call this.
+
+    Parameters
+    ----------
+    requests
+        lmms-eval's, padding among them.
+    videos
+        What each is about.
+    weigh
+        How long a request about them takes.
+    answer
+        Answers requests about videos; called once, with none if there are none.
+    processes
+        All of them.
+    tasks
+        lmms-eval's, by name.
+    """
+    parcels = [pack(request, tasks) for request in requests]
+    weight = {paths: weigh(paths) for paths in set(videos)}
+    offers = [Offer(paths, weight[paths], p is not None) for paths, p in zip(videos, parcels, strict=True)]
+
+    def answer_once(given: list[Any], of_videos: list[Paths]) -> list[Any]:
+        asked, takes = without_padding(given)
+        number = len(set(of_videos))
+        logger.info(f"process {processes.rank} answers {len(asked)} question(s) about {number} video(s)")
+        answers = answer([given[i] for i in asked], [of_videos[i] for i in asked])
+        return [answers[i] for i in takes]
+
+    return exchange(
+        requests, offers, parcels, answer_once, processes.gather, processes.rank, lambda parcel: unpack(parcel, tasks)
+    )
+
+
+def exchange(
+    requests: Sequence[Any],
+    offers: Sequence[Offer],
+    parcels: Sequence[bytes | None],
+    answer: Callable[[list[Any], list[Paths]], list[Any]],
+    gather: Callable[[Any], list[Any]],
+    rank: int,
+    unpack: Callable[[bytes], Any],
+) -> list[Any]:
+    """Answers to a process's requests, in their order, whoever gave them.
+
+    Parameters
+    ----------
+    requests, offers, parcels
+        What this process was given: itself, what is told of it, and as it is handed over (None if it cannot be).
+    answer
+        Answers requests about videos; called on every process, with none if there are none.
+    gather
+        What all processes say at this point, by rank.
+    rank
+        This process's.
+    unpack
+        From a parcel to the request.
+    """
+    everyone = gather(list(offers))
+    owner = owners(everyone)
+    sent = gather({i: parcels[i] for i in range(len(requests)) if owner[rank][i] != rank})
+    own = []
+    for home, of_home in enumerate(everyone):
+        for i, offer in enumerate(of_home):
+            if owner[home][i] == rank:
+                own.append(((i, home), requests[i] if home == rank else unpack(sent[home][i]), offer.videos))
+    own.sort(key=lambda item: item[0])  # as they were before they were dealt out
+    answers = answer([request for _, request, _ in own], [videos for _, _, videos in own])
+    given = {place: a for (place, _, _), a in zip(own, answers, strict=True)}
+    returned = gather({place: a for place, a in given.items() if place[1] != rank})
+    for of_rank in returned:
+        given.update(of_rank)
+    return [given[i, rank] for i in range(len(requests))]
+
+
+def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Which requests are to be answered, and for each of all requests whose answer among those it gets.
+
+    lmms-eval fills up shorter processes with copies of a request, their last one or a task's first, whose answers
+    nobody reads; but its response cache keeps them under the name of the true one's.
+    """
+    padding = [bool(request.metadata.get("__padding_only__")) for request in requests]
+    places: dict[tuple[Any, ...], int] = {}
+    asked: list[int] = []
+    takes = [0] * len(requests)
+    for number in sorted(range(len(requests)), key=lambda n: (padding[n], n)):
+        request = requests[number]
+        name = (*request.args[-3:], request.idx, request.args[0])
+        if not padding[number] or name not in places:
+            places[name] = len(asked)
+            asked.append(number)
+        takes[number] = places[name]
+    return asked, takes
+
+
+def pack(request: Any, tasks: Mapping[str, Any]) -> bytes | None:
+    """A request for another process: tasks in it, and their methods, go by name. None if it holds what cannot go."""
+    names = {id(task): name for name, task in tasks.items()}
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer)
+    pickler.persistent_id = lambda thing: names.get(id(thing))  # type: ignore[method-assign]
+    try:
+        pickler.dump(request)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return buffer.getvalue()
+
+
+def unpack(parcel: bytes, tasks: Mapping[str, Any]) -> Any:
+    """The request, of this process's own tasks."""
+    unpickler = pickle.Unpickler(io.BytesIO(parcel))
+    unpickler.persistent_load = tasks.__getitem__  # type: ignore[method-assign]
+    return unpickler.load()
+
+
+class Processes:
+    """All processes of a run, for telling each other things however long one of them takes."""
+
+    _group: Any = None
+
+    def __len__(self) -> int:
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    @property
+    def rank(self) -> int:
+        """This process's."""
+        return dist.get_rank()
+
+    def gather(self, said: Any) -> list[Any]:
+        """What all say, by rank; every process must be here."""
+        if self._group is None:
+            # The run's own collectives give up after ten minutes on GPUs.
+            self._group = dist.new_group(backend="gloo", timeout=_AS_LONG_AS_IT_TAKES)
+        everyone: list[Any] = [None] * len(self)
+        dist.all_gather_object(everyone, said, group=self._group)
+        return everyone
