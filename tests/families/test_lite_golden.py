@@ -105,7 +105,7 @@ def test_the_references_scores_choice_and_answer(tmp_path, folder, vectors, conf
             members = selection.frame_set == number
             assert selection.visual_frame[members].unique().tolist() == golden[f"frames_set{number}"].tolist()
             got, want = selection.scores[members], torch.from_numpy(golden[f"{prefix}scores_set{number}"])
-            # The vectors are float32 themselves: InternVL's lie 1.0e-5 (as a set) and 9e-5 (singly) off a float64 run of
+            # The vectors are float32 too: InternVL's lie 1.0e-5 (as a set) and 9e-5 (singly) off a float64 run of
             # the same model on some processors, ours 3.6e-6 as a set.
             assert float((got - want).norm() / want.norm()) < 1.5e-5
             torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
