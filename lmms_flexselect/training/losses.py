@@ -173,8 +173,9 @@ def top_k_overlap(student_scores: Tensor, teacher_scores: Tensor, k: int) -> Ten
     if student_scores.ndim > 1:
         rows = zip(student_scores, teacher_scores, strict=True)
         return torch.stack([top_k_overlap(student, teacher, k) for student, teacher in rows])
+    k = min(k, len(student_scores))
     both = top_k_mask(student_scores.detach(), k) & top_k_mask(teacher_scores.detach(), k)
-    return both.sum().double() / min(k, len(both))
+    return both.sum().double() / k
 
 
 def _check(scores: Tensor, teacher_scores: Tensor | None = None) -> None:

@@ -332,7 +332,7 @@ def test_the_results_tell_what_was_run(llava_checkpoint, videos):
     ask(model, [Question(PROMPT, (video,)) for video in videos])
     model.clean()
     block = model.flexselect_results
-    assert set(block) == {"options", "overall", "by_task", "unreadable"}
+    assert set(block) == {"options", "versions", "overall", "by_task", "unreadable"}
     assert block["options"]["selector"] == "reference"
     assert (block["options"]["token_budget"], block["options"]["reference_layer"]) == (12, 3)
     upstream = block["options"]["upstream"]

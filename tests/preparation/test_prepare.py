@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
-from filelock import FileLock
 
 from lmms_flexselect.cli import main as command_line
 from lmms_flexselect.errors import FlexSelectError
@@ -77,11 +78,15 @@ def test_a_repository_of_another_layout(monkeypatch, step):
 
 
 def test_two_at_once(tmp_path):
-    with (
-        FileLock(tmp_path / ".flexselect_prepare_videomme.lock"),
-        pytest.raises(FlexSelectError, match="another `lmms-flexselect prepare videomme` is at work"),
-    ):
-        prepare.prepare(VIDEOMME, tmp_path)
+    """The other one is another process: within one, lmms-eval's evaluator makes one lock of all of a path."""
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    lock = str(tmp_path / ".flexselect_prepare_videomme.lock")
+    with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(FlexSelectError, match="another `lmms-flexselect prepare videomme` is at work"):
+            prepare.prepare(VIDEOMME, tmp_path)
+        other.kill()
 
 
 def test_an_hf_home_that_is_no_folder(tmp_path):
