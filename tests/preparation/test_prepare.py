@@ -79,11 +79,11 @@ def test_a_repository_of_another_layout(monkeypatch, step):
 
 def test_two_at_once(tmp_path):
     """The other one is another process: within one, lmms-eval's evaluator makes one lock of all of a path."""
-    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
     lock = str(tmp_path / ".flexselect_prepare_videomme.lock")
     with subprocess.Popen([sys.executable, "-c", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+        assert other.stdout.readline() == b"1\n"
         with pytest.raises(FlexSelectError, match="another `lmms-flexselect prepare videomme` is at work"):
             prepare.prepare(VIDEOMME, tmp_path)
         other.kill()
