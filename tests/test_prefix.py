@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lmms_flexselect import prefix as prefix_module
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.prefix import depends_on_length, read_behind, read_prefix
 from lmms_flexselect.relevance import queries_and_keys
@@ -38,6 +39,21 @@ def test_two_steps_find_what_one_does(kind, layer, attention, split):
         torch.testing.assert_close(queries[number], all_queries[:, split:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(keys[number], all_keys, rtol=1e-4, atol=1e-5)
         assert scale == wanted_scale
+
+
+@pytest.mark.parametrize("rows", [1, 4, 15])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_perceptrons_take_some_tokens_at_a_time(kind, rows, monkeypatch):
+    model = decoder(kind)
+    embeds, positions = two_prompts(kind)
+    whole = read_prefix(model, 3, embeds, positions)
+    monkeypatch.setitem(prefix_module._PART_BYTES, "cpu", rows * len(embeds) * model.config.intermediate_size * 4)
+    seen: list[int] = []
+    model.layers[1].mlp.up_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    parts = read_prefix(model, 3, embeds, positions)
+    assert seen == [min(rows, TOKENS - start) for start in range(0, TOKENS, rows)]
+    for got, want in zip((*parts.keys, *parts.values), (*whole.keys, *whole.values), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
