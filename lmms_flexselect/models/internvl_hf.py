@@ -21,6 +21,7 @@ from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.training.readers import InternVLReader
 
 
 class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
@@ -64,6 +65,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         return super()._load_selector(family)
 
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
+        self._bare_processor = self.processor
         self.processor = InternVLMedia(
             self.processor,
             PromptForm(self.options.frame_labels, self.options.system_message, self._model.config.image_seq_length),
@@ -73,6 +75,18 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._selector_tokenizer,
         )
         return InternVLSelectingModel(self.processor, *arguments)
+
+    def reader(self) -> InternVLReader:
+        """See `FlexSelectPlugin.reader`."""
+        return InternVLReader(
+            self.family,
+            self._bare_processor,
+            FrameSegments(self.num_frames, self.fps, self._whole_steps),
+            getattr(torch, self.options.dtype),
+            self._selector_tokenizer,
+            self.options.system_message,
+            self.options.frame_labels,
+        )
 
     # Construction -------------------------------------------------------------------------------------------------
 

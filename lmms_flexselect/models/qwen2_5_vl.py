@@ -18,6 +18,7 @@ from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._upstream import replaced, with_visuals
 from lmms_flexselect.options import whole_number
+from lmms_flexselect.training.readers import Qwen2_5_VLReader
 from lmms_flexselect.video import FrameSampling
 
 _FRAMES_PER_UNIT = 2
@@ -28,6 +29,8 @@ _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     fps: float | None
     max_num_frames: int
+    min_pixels: int
+    max_pixels: int
     processor: Any
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
@@ -36,8 +39,15 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
     def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
+        self._bare_processor = self.processor
         self.processor = MediaProcessor(self.processor, self._sampling(), self.options.strict, self._pass_metadata())
         return QwenSelectingModel(self.processor, *arguments)
+
+    def reader(self) -> Qwen2_5_VLReader:
+        """See `FlexSelectPlugin.reader`."""
+        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        sampling = FrameSampling(self.max_num_frames, self.fps or None)
+        return Qwen2_5_VLReader(self.family, self._bare_processor, sampling, pixels)
 
     def _sampling(self) -> FrameSampling:
         raise NotImplementedError
