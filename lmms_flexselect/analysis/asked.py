@@ -14,7 +14,7 @@ from lmms_flexselect.options import whole_number
 def parser(command: str, description: str | None) -> argparse.ArgumentParser:
     """A command's parser with the options that both have."""
     made = argparse.ArgumentParser(prog=f"lmms-flexselect {command}", description=description)
-    made.add_argument("--model", required=True, help="lmms-eval's name of it: llava_vid_flexselect, …")
+    made.add_argument("--model", default="", help="lmms-eval's name of it: llava_vid_flexselect, …")
     made.add_argument("--model_args", default="", help="as lmms-eval's; with selector=lite the selector is looked at")
     made.add_argument("--videos", help="folder of videos to put needles into; our own needle videos without")
     made.add_argument("--needles", help="folder of images with a needles.json or needles.jsonl")
@@ -42,12 +42,14 @@ def source_of(asked: argparse.Namespace, units: int) -> Source:
     return ImageNeedles(asked.videos, asked.needles, units, asked.place, seed)
 
 
-def check_early(asked: argparse.Namespace) -> None:
-    """What can be seen to be wrong before a model is loaded: folders, files, and the output."""
+def check_early(asked: argparse.Namespace, suffix: str) -> None:
+    """What can be seen to be wrong before a model is loaded: folders, files, and the output, which ends so."""
     source_of(asked, 64 if asked.frames is None else whole_number("frames", asked.frames, 1))
     output: Path = asked.output
     if output.is_dir():
         raise OptionError(f"output={output}: is a folder; give a file")
+    if output.suffix != suffix:
+        raise OptionError(f"output={output}: must end in {suffix}")
 
 
 def samples_of(asked: argparse.Namespace, model: LookedAt, count: int | None) -> tuple[Source, list[Haystack]]:

@@ -35,7 +35,7 @@ class Finished:
         self.samples: dict[str, dict[str, Any]] = {}
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             whole = text[: text.rfind("\n") + 1]
             if not whole:
                 path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

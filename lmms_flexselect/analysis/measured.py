@@ -65,16 +65,8 @@ def read_measured(file: str) -> Measured:
     OptionError
         If it cannot be read, or is of another kind.
     """
-    shown = f"reference_layer={_PREFIX}{file}"
+    said = read_result(file)
     try:
-        said = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{shown}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise OptionError(f"{shown}: is not JSON ({error})") from None
-    try:
-        if said["kind"] != KIND:
-            raise ValueError
         recommended = {str(name): int(layer) for name, layer in said["recommended_layer"].items()}
         if not recommended or not all(0 <= layer < int(said["num_layers"]) for layer in recommended.values()):
             raise ValueError
@@ -82,4 +74,23 @@ def read_measured(file: str) -> Measured:
             file, str(said["family"]), int(said["num_layers"]), said["scored_by"] == "selector", recommended
         )
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise OptionError(f"{shown}: is no file of lmms-flexselect recall") from None
+        raise OptionError(f"{file}: recommends no layer of its model; measure again") from None
+
+
+def read_result(file: str) -> dict[str, Any]:
+    """What ``lmms-flexselect recall`` wrote into a file.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read, or is another kind of file.
+    """
+    try:
+        said = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or said.get("kind") != KIND:
+        raise OptionError(f"{file}: is no result of lmms-flexselect recall")
+    return said

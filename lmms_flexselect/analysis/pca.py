@@ -69,7 +69,7 @@ def main(words: list[str]) -> int:
     own.add_argument("--sample", type=int, default=0, help="which sample, counted from 0")
     own.add_argument("--output", type=Path, default=Path("pca.png"), help="picture; its numbers go into FILE.npz")
     asked = own.parse_args(words)
-    check_early(asked)
+    check_early(asked, ".png")
     return picture(asked)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,15 @@ _GROUPS = {
 }
 
 
-def recall_over_layers(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel for each result, by its title; a line for each reduction, its confidence interval shaded; as PNG."""
+def recall_over_layers(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A panel for each result of `report`: a line for each reduction, its intervals shaded; as PNG."""
     figure, panels = plt.subplots(
         1, len(results), figsize=(1.0 + 4.4 * len(results), 3.9), layout="constrained", sharey=True, squeeze=False
     )
-    for (title, result), axes in zip(results.items(), panels[0], strict=True):
+    for result, axes in zip(results, panels[0], strict=True):
         _recall_panel(axes, result)
-        axes.set_title(title, loc="left", fontsize=11)
+        of = "its selector, " if result["scored_by"] == "selector" else ""
+        axes.set_title(f"{result['model']}: {of}{result['samples']} samples", loc="left", fontsize=10)
     panels[0][0].set(ylim=(-0.02, 1.04), ylabel="recall@K of the needle")
     panels[0][0].legend(frameon=False)
     with saving(path):

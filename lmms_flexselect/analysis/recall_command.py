@@ -10,6 +10,7 @@ from tqdm import tqdm
 from lmms_flexselect.analysis.asked import check_early, parser, samples_of
 from lmms_flexselect.analysis.finished import Finished
 from lmms_flexselect.analysis.haystacks import Haystack, Source
+from lmms_flexselect.analysis.measured import read_result
 from lmms_flexselect.analysis.model import LookedAt, layers_of, load
 from lmms_flexselect.analysis.recall import recall_of_layers
 from lmms_flexselect.analysis.report import report, table, write
@@ -35,10 +36,13 @@ def main(words: list[str]) -> int:
     own = parser("recall", __doc__)
     own.add_argument("--samples", type=int, help="how many; without: 240, or all needles in 128 videos")
     own.add_argument("--output", type=Path, default=Path("recall.json"), help="also FILE.png, FILE.samples.jsonl")
+    own.add_argument("--draw", nargs="+", metavar="FILE", help="measure nothing: results into one picture, OUTPUT.png")
     asked = own.parse_args(words)
+    if asked.draw:
+        return draw(asked.draw, asked.output.with_suffix(".png"))
     if asked.samples is not None:
         whole_number("samples", asked.samples, 1)
-    check_early(asked)
+    check_early(asked, ".json")
     model = load(asked.model, asked.model_args)
     layers = layers_of(asked.layers, model.num_layers)
     source, samples = samples_of(asked, model, asked.samples)
@@ -51,9 +55,17 @@ def main(words: list[str]) -> int:
     result = report(about, said, layers, [finished.samples[sample.id] for sample in samples])
     write(asked.output, result)
     print(table(result))
+    draw([str(asked.output)], asked.output.with_suffix(".png"))
+    print(
+        f"{asked.output} is written" + ("" if model.of_selector else f"; reference_layer=auto:{asked.output} reads it")
+    )
+    return 0
+
+
+def draw(files: list[str], picture: Path) -> int:
+    """Results side by side."""
     from lmms_flexselect.analysis.plots import recall_over_layers
 
-    picture = asked.output.with_suffix(".png")
-    recall_over_layers({f"{asked.model}, {result['samples']} samples": result}, picture)
-    print(f"{asked.output} and {picture} are written; reference_layer=auto:{asked.output} takes the layer")
+    recall_over_layers([read_result(file) for file in files], picture)
+    print(f"{picture} is written")
     return 0
