@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.family import Family
 from lmms_flexselect.families.llava_video_frames import read_picture
 from lmms_flexselect.families.pixels import stretched
-from lmms_flexselect.needle.benchmark import NEEDLES_PER_VIDEO, documents, video_path
+from lmms_flexselect.needle.benchmark import GENERATOR_VERSION, NEEDLES_PER_VIDEO, documents, video_path
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.training.data_files import digest
@@ -109,7 +111,7 @@ class NeedleVideos:
 
     def about(self) -> dict[str, Any]:
         """See `Source.about`."""
-        return {"source": "needle videos", "units": self._units, "seed": self._seed}
+        return {"source": f"needle videos, {GENERATOR_VERSION}", "units": self._units, "seed": self._seed}
 
     def samples(self, count: int) -> list[Haystack]:
         """See `Source.samples`."""
@@ -122,7 +124,7 @@ class NeedleVideos:
     def read(self, sample: Haystack, frames_per_unit: int) -> Tensor:
         """See `Source.read`."""
         row = next(row for row in self._rows if row["id"] == sample.id)
-        frames = open_video(str(video_path(row))).read(range(self._units * FRAMES_PER_UNIT))
+        frames = spread_frames(str(video_path(row)), self._units * FRAMES_PER_UNIT)
         return frames.unflatten(0, (self._units, FRAMES_PER_UNIT))[:, :frames_per_unit].flatten(0, 1)
 
 
@@ -155,11 +157,11 @@ class ImageNeedles:
 
     def about(self) -> dict[str, Any]:
         """See `Source.about`."""
-        needles = [(n.image.name, n.question) for n in self._needles]
+        needles = [(blake2b(n.image.read_bytes()).hexdigest(), n.question) for n in self._needles]
         known = digest(list(self._videos), needles)
         return {
             "source": "images in videos",
-            "videos": str(self._folder),
+            "videos": str(self._folder.resolve()),
             "needles": len(needles),
             "files": known,
             "units": self._units,
@@ -180,25 +182,37 @@ class ImageNeedles:
     def check(self, samples: Sequence[Haystack], frames_per_unit: int) -> None:
         """See `Source.check`."""
         for name in dict.fromkeys(sample.video for sample in samples):
-            self._open(name, frames_per_unit)
+            _opened(str(self._folder / name), self._of_video(frames_per_unit))
 
-    def _open(self, name: str, frames_per_unit: int) -> tuple[VideoFile, int]:
-        """A video, and how many of its frames are read."""
-        wanted = (self._units - (self._place == "insert")) * frames_per_unit
-        video = open_video(str(self._folder / name))
-        if video.frames < wanted:
-            raise VideoError(f"{video.path}: has {video.frames} frames; {wanted} are asked for, so give fewer --frames")
-        return video, wanted
+    def _of_video(self, frames_per_unit: int) -> int:
+        """How many frames are the video's own."""
+        return (self._units - (self._place == "insert")) * frames_per_unit
 
     def read(self, sample: Haystack, frames_per_unit: int) -> Tensor:
         """See `Source.read`."""
         needle = self._needles[int(sample.id.rsplit(":", 1)[1])]
-        video, wanted = self._open(sample.video, frames_per_unit)
-        frames = video.read(np.linspace(0, video.frames - 1, wanted).round().astype(int).tolist())
+        frames = spread_frames(str(self._folder / sample.video), self._of_video(frames_per_unit))
         picture = stretched(read_picture(needle.image), frames.shape[1:3]).expand(frames_per_unit, -1, -1, -1)
         start = sample.unit * frames_per_unit
         behind = start if self._place == "insert" else start + frames_per_unit
         return torch.cat([frames[:start], picture, frames[behind:]])
+
+
+@lru_cache(maxsize=1)
+def spread_frames(path: str, count: int) -> Tensor:
+    """Frames from the first to the last of a video, evenly: ``(count, height, width, 3)`` uint8, not to be changed.
+
+    Samples about one video come one behind the other, and decoding it takes longer than a small model does.
+    """
+    video = _opened(path, count)
+    return video.read(np.linspace(0, video.frames - 1, count).round().astype(int).tolist())
+
+
+def _opened(path: str, count: int) -> VideoFile:
+    video = open_video(path)
+    if video.frames < count:
+        raise VideoError(f"{path}: has {video.frames} frames; {count} are asked for, so give fewer --frames")
+    return video
 
 
 def video_files(folder: Path) -> list[str]:

@@ -53,7 +53,7 @@ def intervals(values: npt.NDArray[np.float64], videos: Sequence[str]) -> npt.NDA
         n_resamples=_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),
+        random_state=np.random.default_rng(0),  # `rng` from scipy 1.15 on
     )
     return np.stack([means, drawn.confidence_interval.low, drawn.confidence_interval.high])
 
