@@ -91,9 +91,13 @@ def picture(asked: argparse.Namespace) -> int:
     visual = prompt.visual.cpu()
     needle = sample.tokens(model.reader.family, prompt)[visual].numpy()
     groups = np.concatenate([np.where(needle, "needle", "other"), np.full(len(prompt.query_columns), "query")])
-    points, explained = {}, {}
+    points: dict[int, npt.NDArray[np.float64]] = {}
+    explained: dict[int, float] = {}
     for layer, states in states_of_layers(model.decoder, prompt, layers).items():
-        points[layer], explained[layer] = projected(states, groups, asked.basis)
+        own, explained[layer] = projected(states, groups, asked.basis)
+        # A component's sign says nothing: as in the layer before, so that panels can be compared.
+        before = points[max(points)] if points else own
+        points[layer] = own * np.where((own * before).sum(0) < 0, -1, 1)
     with saving(asked.output):
         asked.output.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
