@@ -18,6 +18,11 @@ COMMANDS = {
     "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
     "prepare": ("download and unpack a benchmark's data, and count them", "lmms_flexselect.preparation.command:main"),
+    "recall": (
+        "how well each layer finds a needle: its reference layer",
+        "lmms_flexselect.analysis.recall_command:main",
+    ),
+    "pca": ("query, needle and other tokens in each layer, in two dimensions", "lmms_flexselect.analysis.pca:main"),
     "scores": ("compare, record and check results", "lmms_flexselect.scores.command:main"),
     "doctor": ("say whether this machine can run a config", "lmms_flexselect.doctor.command:main"),
     "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),

@@ -48,7 +48,8 @@ class FlexSelectOptions:
     selector_path
         Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
     reference_layer
-        Decoder layer whose attention scores, 0-based; None until the preset fills it in.
+        Decoder layer whose attention scores, 0-based; None until the preset fills it in. On the command line also
+        ``auto:FILE``, a file that ``lmms-flexselect recall`` wrote.
     token_budget
         Visual tokens kept of one prompt.
     max_frames_per_set

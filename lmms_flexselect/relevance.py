@@ -1,15 +1,17 @@
 """Cross-modal relevance of visual tokens at one decoder layer (paper, equations 1 and 2).
 
 Two halves: `visual_relevance` is the maths on queries and keys; `queries_and_keys` reads those of one layer from an
-ordinary transformers decoder, running only the layers below it. `lmms_flexselect.prefix` does the same in two steps, of
-which the first can be shared by questions.
+ordinary transformers decoder, running only the layers below it, and `read_layers` those of several.
+`lmms_flexselect.prefix` does the first in two steps, of which one can be shared by questions.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,7 +121,10 @@ _PROBE = "flexselect_probe"
 
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     module._flexselect_read(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
-    raise _LayerReached
+    if module._flexselect_goes_on is None:
+        raise _LayerReached
+    with module._flexselect_goes_on() as kernel:
+        return kernel(module, query, key, value, mask, **kwargs)
 
 
 # Registering a *named* function is transformers' own extension point; no model uses it until told to by name.
@@ -127,19 +132,40 @@ AttentionInterface.register(_PROBE, _probe)
 
 
 @contextmanager
-def reading_layer(attention: nn.Module, read: Callable[[Tensor, Tensor, float], None]) -> Any:
-    """Let this one attention module hand its queries and keys to `read` and stop; undone on the way out."""
+def reading_layer(
+    attention: nn.Module, read: Callable[[Tensor, Tensor, float], None], goes_on: bool = False
+) -> Iterator[None]:
+    """Let this one attention module hand its queries and keys to `read`; undone on the way out.
+
+    Then the decoder's pass ends there, or, with `goes_on`, goes on with the module's own kernel.
+    """
     own_config = attention.config
     attention.config = copy.copy(own_config)
     attention.config._attn_implementation = _PROBE
     attention._flexselect_read = read
+    attention._flexselect_goes_on = partial(_own_kernel, attention, own_config) if goes_on else None
     try:
         yield
     except _LayerReached:
         pass
     finally:
         attention.config = own_config
-        del attention._flexselect_read
+        del attention._flexselect_read, attention._flexselect_goes_on
+
+
+@contextmanager
+def _own_kernel(attention: nn.Module, config: Any) -> Iterator[Callable[..., Any]]:
+    """What the module would have called, with its own configuration in place: flash attention reads it once more."""
+    name = config._attn_implementation
+    if name == "eager":  # each modeling file has its own
+        kernel = vars(sys.modules[type(attention).__module__])["eager_attention_forward"]
+    else:
+        kernel = AttentionInterface()[name]
+    probing, attention.config = attention.config, config
+    try:
+        yield kernel
+    finally:
+        attention.config = probing
 
 
 def queries_and_keys(
@@ -168,13 +194,44 @@ def queries_and_keys(
     queries, keys, scale
         ``(heads, tokens, head_dim)``, ``(kv_heads, tokens, head_dim)``, and the factor on their dot products.
     """
-    layers: Any = decoder.layers
-    if not 0 <= layer < len(layers):
-        raise OptionError(f"reference_layer={layer}: this model has layers 0 to {len(layers) - 1}")
-    read: list[tuple[Tensor, Tensor, float]] = []
+    found: list[tuple[Tensor, Tensor, float]] = []
+    read_layers(decoder, [layer], inputs_embeds, position_ids, lambda _, *read: found.append(read))
+    return found[0]
+
+
+def read_layers(
+    decoder: nn.Module,
+    layers: Collection[int],
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    read: Callable[[int, Tensor, Tensor, float], None],
+) -> None:
+    """The same of several layers in one pass: each layer's are handed to `read` as it is reached, and not kept.
+
+    Parameters
+    ----------
+    decoder, inputs_embeds, position_ids
+        See `queries_and_keys`.
+    layers
+        Which, 0-based; nothing above the last of them runs.
+    read
+        ``read(layer, queries, keys, scale)``, in the order of the layers.
+
+    Raises
+    ------
+    OptionError
+        If there is no such layer.
+    """
+    own: Any = decoder.layers
+    for layer in layers:
+        if not 0 <= layer < len(own):
+            raise OptionError(f"reference_layer={layer}: this model has layers 0 to {len(own) - 1}")
     positions = position_ids.to(inputs_embeds.device)
     positions = positions[:, None] if len(positions) > 1 else positions
-    with reading_layer(layers[layer].self_attn, lambda q, k, scale: read.append((q[0], k[0], scale))):
+    with ExitStack() as undo:
+        for layer in layers:
+            each = partial(_unbatched, read, layer)
+            undo.enter_context(reading_layer(own[layer].self_attn, each, goes_on=layer < max(layers)))
         decoder(
             inputs_embeds=inputs_embeds[None],
             position_ids=positions,
@@ -182,4 +239,7 @@ def queries_and_keys(
             attention_mask=torch.ones(1, inputs_embeds.shape[0], dtype=torch.long, device=inputs_embeds.device),
             use_cache=False,
         )
-    return read[0]
+
+
+def _unbatched(read: Callable[[int, Tensor, Tensor, float], None], layer: int, q: Tensor, k: Tensor, s: float) -> None:
+    read(layer, q[0], k[0], s)

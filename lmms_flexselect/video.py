@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +106,20 @@ def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: in
     indices, metadata, sampled = _sample(video, element, sampling)
     resized = []
     for part in video.parts(indices):
-        frames = part.permute(0, 3, 1, 2)
         try:
-            size = _target_size(element, sampled, frames.shape[-2:], patch * 2)
+            resized.append(resize_frames(part.permute(0, 3, 1, 2), element, sampled, patch))
         except (ValueError, AssertionError) as error:
             raise VideoError(f"{video.path}: {first_line(error)}") from None
-        resized.append(resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True))
     return SampledVideo(torch.cat(resized), metadata)
+
+
+def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch: int = 14) -> Tensor:
+    """Frames ``(frames, 3, height, width)`` uint8 of a video of `count`, in the size that Qwen2.5-VL reads them in.
+
+    `element` may hold ``min_pixels`` and ``max_pixels``.
+    """
+    size = _target_size(element, count, frames.shape[-2:], patch * 2)
+    return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def _sample(
@@ -129,7 +137,7 @@ def _sample(
     return indices, metadata, len(sampled)
 
 
-def _target_size(element: dict[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:
+def _target_size(element: Mapping[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:
     """qwen-vl-utils' rule: a frame's own pixel bounds, within an even share of a context-sized pixel budget."""
     lowest = element.get("min_pixels", VIDEO_MIN_TOKEN_NUM * factor**2)
     share = MODEL_SEQ_LEN * factor**2 * 0.9 / num_frames * FRAME_FACTOR

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmms_flexselect import relevance as relevance_module
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.relevance import queries_and_keys, relevance_of_sets, visual_relevance
+from lmms_flexselect.relevance import queries_and_keys, read_layers, relevance_of_sets, visual_relevance
 from tests.support.oracle import grouped_query_relevance
 from tests.support.random_models import DECODERS, HIDDEN, LAYERS, decoder
 
@@ -136,6 +136,23 @@ def test_queries_and_keys_give_the_layers_own_attention(kind, layer, attention):
     queries, keys, scale = queries_and_keys(decoder(kind, attention=attention), layer, embeds, positions)
     actual = attention_from(queries, keys, scale)
     torch.testing.assert_close(actual, wanted[0].double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_several_layers_in_one_pass(kind, attention):
+    """Each as the model's own whole pass has it: reading a layer changes nothing of those above."""
+    embeds, positions = prompt_for(kind)
+    with torch.no_grad():
+        wanted = forward(decoder(kind, attention="eager"), embeds, positions, output_attentions=True).attentions
+    model, found = decoder(kind, attention=attention), {}
+    before = state_of(model)
+    with torch.no_grad():
+        read_layers(model, [0, 2, 3], embeds, positions, lambda n, q, k, s: found.update({n: attention_from(q, k, s)}))
+    assert list(found) == [0, 2, 3]
+    for layer, actual in found.items():
+        torch.testing.assert_close(actual, wanted[layer][0].double(), rtol=0, atol=1e-5)
+    assert state_of(model) == before
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors import Lite, ReferenceLayer
 from lmms_flexselect.store import VideoStore
 
@@ -102,6 +103,21 @@ class Family:
         """Visual tokens as the selector has them, of what the model's own projector has read."""
         own = self.selector.get_input_embeddings().weight
         return self.selector.project(features.to(own.device, own.dtype))
+
+    def patches(self, prompt: VideoPrompt, frame: int) -> Tensor:
+        """Where the tokens of a picture stand in a prompt, this model's or its selector's: ``(rows, columns)`` int64.
+
+        Parameters
+        ----------
+        frame
+            Of the first video; Qwen2.5-VL: temporal unit.
+        """
+        of_frame = prompt.visual & (prompt.video == 0) & (prompt.frame == frame)
+        return self._picture(of_frame.nonzero().squeeze(-1), *prompt.grids[0][1:])
+
+    def _picture(self, columns: Tensor, rows: int, cols: int) -> Tensor:
+        """Of the selectable tokens of a frame, those that stand for a piece of it."""
+        return columns.view(rows, cols)
 
     def has_video(self, key: Hashable) -> bool:
         """Whether a prompt about this video can be made without its pixels (see `left_out` above)."""

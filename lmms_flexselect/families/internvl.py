@@ -147,6 +147,10 @@ class InternVL(Family):
                 of_selector.append(self.selector_tokens(read[0]).flatten(0, 1))
         return torch.cat(tokens), torch.cat(of_selector) if of_selector else None
 
+    def _picture(self, columns: Tensor, rows: int, cols: int) -> Tensor:
+        marks = (len(columns) - rows * cols) // 2  # one on either side, where they compete
+        return columns[marks : len(columns) - marks].view(rows, cols)
+
     def _rows(
         self, inputs: Mapping[str, Any], ids_name: str, prefix: str, embed: Any, features: list[Tensor], marks: Any
     ) -> list[VideoPrompt]:

@@ -163,6 +163,9 @@ class LlavaVideo(Family):
             prompt.scorer = replace(prompt, inputs_embeds=of_selector)
         return prompt
 
+    def _picture(self, columns: Tensor, rows: int, cols: int) -> Tensor:
+        return columns.view(rows, cols)[:, :-1]  # a newline ends each row
+
     def _encode(self, frames: Tensor, device: torch.device) -> VisualTokens:
         """The visual tokens of a video, from frames ``(frames, height, width, 3)`` uint8."""
         size, dtype = self.model.config.vision_config.image_size, self.model.dtype

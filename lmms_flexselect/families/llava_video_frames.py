@@ -109,7 +109,7 @@ def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 38
     """
     count, fps = len(pictures), _PICTURES_PER_SECOND
     indices = np.linspace(0, count - 1, min(max_frames, count), dtype=int).tolist()
-    frames = torch.cat([resize_frames(_picture(pictures[index])[None], size) for index in indices])
+    frames = torch.cat([resize_frames(read_picture(pictures[index])[None], size) for index in indices])
     return LlavaClip(frames, indices, [index / fps for index in indices], count / fps, fps, "image")
 
 
@@ -123,7 +123,14 @@ def is_path(visual: Any) -> bool:
     return isinstance(visual, (str, os.PathLike))
 
 
-def _picture(picture: Any) -> Tensor:
+def read_picture(picture: Any) -> Tensor:
+    """A picture, its path or PIL's: ``(height, width, 3)`` uint8.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read, naming it.
+    """
     name = str(picture) if is_path(picture) else "an image"
     with _OPENING:
         tolerant = ImageFile.LOAD_TRUNCATED_IMAGES

@@ -18,6 +18,12 @@ def resize_frames(frames: Tensor, size: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
 
 
+def stretched(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """A picture ``(height, width, 3)`` uint8 in another height and width."""
+    resized = Image.fromarray(picture.numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized))
+
+
 def normalised(frames: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """What a tower reads: ``(frames, height, width, 3)`` uint8 to ``(frames, 3, size, size)`` float32.
 

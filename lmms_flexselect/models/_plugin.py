@@ -19,6 +19,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 
+from lmms_flexselect.analysis.measured import measured_in, read_measured
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
@@ -42,6 +43,7 @@ from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.store import VideoStore
+from lmms_flexselect.training.readers import Reader
 from lmms_flexselect.video_file import file_complaint, video_length
 from lmms_flexselect.video_key import VideoKey
 
@@ -74,6 +76,7 @@ class FlexSelectPlugin(lmms):
             selector = self._selector(family)
         except FlexSelectError as error:
             _stop(error)
+        self.family = family
         self.task_dict = DocumentLog()
         flexselect = FlexSelect(
             selector,
@@ -86,8 +89,8 @@ class FlexSelectPlugin(lmms):
         self._processes = Processes()
         self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
-        self._resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
-        logger.info(f"FlexSelect options: {self._resolved}")
+        self.resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
+        logger.info(f"FlexSelect options: {self.resolved}")
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -97,6 +100,10 @@ class FlexSelectPlugin(lmms):
 
     def _selecting_model(self, *arguments: Any) -> SelectingModel:
         """What upstream's loop talks to; `arguments` are `SelectingModel`'s."""
+        raise NotImplementedError
+
+    def reader(self) -> Reader:
+        """What reads frames and a question as this model does, outside of lmms-eval's loop."""
         raise NotImplementedError
 
     def _config(self, pretrained: str) -> Any:
@@ -156,6 +163,9 @@ class FlexSelectPlugin(lmms):
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
         if given.get("selector") == "lite" and given.get("pretrained") == "needle":
             given.setdefault("selector_path", "needle")
+        measured = None if (file := measured_in(given.get("reference_layer"))) is None else read_measured(file)
+        if measured is not None:
+            given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
         known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
         check_names(given, known)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
@@ -167,6 +177,8 @@ class FlexSelectPlugin(lmms):
             given["selector_path"] = str(CHECKPOINTS / self._family_name / "selector")
         config = self._config(str(pretrained))
         num_layers = config.get_text_config().num_hidden_layers
+        if measured is not None:
+            measured.check(self._family_name, num_layers)
         own = getattr(config, "flexselect", None)
         fill = self._trained_with(config) | preset(self._family_name, str(pretrained), own, num_layers)
         if given.get("selector") == "lite":
@@ -302,7 +314,7 @@ class FlexSelectPlugin(lmms):
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
         records = gather(self._selecting.records if self._selecting else [])
-        block = results_block(self._resolved, records)
+        block = results_block(self.resolved, records)
         self.flexselect_results = block
         if (arguments := command_line()) is not None:
             arguments.flexselect = block  # goes into the results file, also if everything came out of a cache
@@ -312,7 +324,7 @@ class FlexSelectPlugin(lmms):
             seconds = 0.0 if reported else sum(r.generate_seconds for r in records)
             tokens = 0 if reported else sum(r.output_tokens for r in records)
             log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, block["overall"])
-        self._selecting = None
+        self._selecting = self.family = None
         super().clean()
 
     @staticmethod

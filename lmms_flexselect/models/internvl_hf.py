@@ -23,6 +23,7 @@ from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingMo
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.training.readers import InternVLReader
 from lmms_flexselect.video_key import VideoKey
 
 
@@ -67,6 +68,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         return super()._load_selector(family)
 
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
+        self._bare_processor = self.processor
         self._segments = FrameSegments(self.num_frames, self.fps, self._whole_steps)
         self.processor = InternVLMedia(
             self.processor,
@@ -91,6 +93,18 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
 
     def _frame_count(self, frames: int, fps: float) -> int:
         return self._segments.count(frames, fps)
+
+    def reader(self) -> InternVLReader:
+        """See `FlexSelectPlugin.reader`."""
+        return InternVLReader(
+            self.family,
+            self._bare_processor,
+            FrameSegments(self.num_frames, self.fps, self._whole_steps),
+            getattr(torch, self.options.dtype),
+            self._selector_tokenizer,
+            self.options.system_message,
+            self.options.frame_labels,
+        )
 
     # Construction -------------------------------------------------------------------------------------------------
 

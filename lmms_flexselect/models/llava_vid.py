@@ -28,6 +28,7 @@ from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.training.readers import LlavaVideoReader
 from lmms_flexselect.video_key import VideoKey
 
 upstream = upstream_llava_vid()
@@ -56,6 +57,10 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         # Upstream's loop calls `load_video` for this one only, and does not get through the others.
         self._decoder, self.video_decode_backend = self.video_decode_backend, "decord"
         return LlavaSelectingModel(*arguments)
+
+    def reader(self) -> LlavaVideoReader:
+        """See `FlexSelectPlugin.reader`."""
+        return LlavaVideoReader(self.family, self.tokenizer, self.max_frames_num)
 
     # Construction -------------------------------------------------------------------------------------------------
 

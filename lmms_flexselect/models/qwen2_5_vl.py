@@ -20,6 +20,7 @@ from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
+from lmms_flexselect.training.readers import Qwen2_5_VLReader
 from lmms_flexselect.video import FrameSampling, SampledVideo
 from lmms_flexselect.video_key import VideoKey
 
@@ -42,6 +43,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
 
     def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
         self._sampled = self._sampling()
+        self._bare_processor = self.processor
         self.processor = MediaProcessor(
             self.processor,
             self._sampled,
@@ -65,6 +67,12 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
 
     def _frame_count(self, frames: int, fps: float) -> int:
         return min(self._sampled.count(frames, fps), self._sampled.max_frames)
+
+    def reader(self) -> Qwen2_5_VLReader:
+        """See `FlexSelectPlugin.reader`."""
+        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        sampling = FrameSampling(self.max_num_frames, self.fps or None)
+        return Qwen2_5_VLReader(self.family, self._bare_processor, sampling, pixels)
 
     def _sampling(self) -> FrameSampling:
         raise NotImplementedError

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lmms_flexselect.families.internvl_processor import frame_pixels
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, imitate_codec
 from lmms_flexselect.needle.benchmark import question
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS
-from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, NeedleVideo
+from lmms_flexselect.needle.videos import NeedleVideo
 from lmms_flexselect.training.fit import fit, training_arguments
 from lmms_flexselect.training.objective import Example, Teacher
 from lmms_flexselect.training.readers import READERS
@@ -120,20 +119,9 @@ class NeedleExamples(Dataset):
         return Example(f"needle {self._seed}/{index}", self._inputs(rough, question(asked.colour)))
 
 
-def inputs_of(reader: Any, family: str) -> Callable[[Tensor, str], Mapping[str, Any]]:
-    """How a family's reader takes frames that are in no file."""
-    if family == "llava_vid":
-        return lambda frames, asked: reader.inputs(frames, asked, "")
-    if family == "internvl_hf":
-        return lambda frames, asked: reader.inputs(frame_pixels(reader._processor, frames), asked, "")
-
-    def qwen(frames: Tensor, asked: str) -> Mapping[str, Any]:
-        doubled = frames.repeat_interleave(FRAMES_PER_UNIT, 0).permute(0, 3, 1, 2)
-        indices = list(range(len(doubled)))
-        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": len(doubled), "video_backend": "decord"}
-        return reader.inputs(doubled, metadata, asked, "")
-
-    return qwen
+def inputs_of(reader: Any) -> Callable[[Tensor, str], Mapping[str, Any]]:
+    """How a family's reader takes one frame a unit, in no file."""
+    return lambda frames, asked: reader.of_frames(frames.repeat_interleave(reader.frames_per_unit, 0), asked)
 
 
 def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **arguments: Any) -> dict[str, float]:
@@ -152,7 +140,7 @@ def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **ar
         {**(recipe.sizes or {}), "num_hidden_layers": recipe.layers},
         {**DECODER, "vocab_size": vocabulary},
     )
-    inputs = inputs_of(reader, family)
+    inputs = inputs_of(reader)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as work:
         metrics = fit(

@@ -1,6 +1,7 @@
 """From a sample of the training data to what a family reads: frames, and a chat with the question and its answer.
 
-A reader has ``family``, ``tokenizer`` (the selector's own, where it needs one) and ``read(video, question, answer)``.
+A reader has ``family``, ``tokenizer`` (the selector's own, where it needs one), ``read(video, question, answer)``,
+and ``of_frames(frames, question)`` for frames that are in no file; ``load`` makes one of a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from lmms_flexselect.families.chatml import chatml, marked_token_ids
 from lmms_flexselect.families.internvl import InternVL
 from lmms_flexselect.families.internvl_checkpoint import load_model
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_processor import FrameSegments, load_processor, video_pixels
+from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pixels, load_processor, video_pixels
 from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, load_llava_video
+from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video_frames import read_llava_video
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.lite.checkpoint import load_selector_tokenizer
 from lmms_flexselect.loading import checkpoint_config, load_whole
 from lmms_flexselect.presets import preset
-from lmms_flexselect.video import FrameSampling, read_video
+from lmms_flexselect.video import FrameSampling, read_video, resize_frames
 from lmms_flexselect.video_file import open_video
 
 
@@ -33,6 +34,7 @@ class Reader(Protocol):
 
     family: Any
     tokenizer: Any
+    frames_per_unit: int
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """What the family's `prompts` takes, a batch of one; an empty answer is one still to be given.
@@ -44,16 +46,31 @@ class Reader(Protocol):
         """
         ...
 
+    def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
+        """The same of frames ``(units * frames_per_unit, height, width, 3)`` uint8 of any size, unanswered."""
+        ...
+
 
 class LlavaVideoReader:
     """`frames` frames spread over the video, in LLaVA-Video's chat form."""
 
     tokenizer = None
+    frames_per_unit = 1
 
-    def __init__(self, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any) -> None:
-        self.family, self._words = load_llava_video(pretrained, dtype, **kwargs)
-        self._frames = frames
-        self._size = self.family.model.config.vision_config.image_size
+    def __init__(self, family: LlavaVideo, words: Any, frames: int) -> None:
+        self.family, self._words, self._frames = family, words, frames
+        self._size = family.model.config.vision_config.image_size
+
+    @classmethod
+    def load(
+        cls, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any
+    ) -> LlavaVideoReader:
+        """`kwargs` go to transformers' ``from_pretrained``."""
+        return cls(*load_llava_video(pretrained, dtype, **kwargs), frames)
+
+    def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
+        """See `Reader.of_frames`."""
+        return self.inputs(frames, question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
@@ -71,16 +88,33 @@ class Qwen2_5_VLReader:
     """Twice `frames` raw frames, at most two a second, in the resolution of the checkpoint's preset."""
 
     tokenizer = None
+    frames_per_unit = 2
 
-    def __init__(self, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any) -> None:
+    def __init__(
+        self, family: Qwen2_5_VL, processor: Any, sampling: FrameSampling, pixels: Mapping[str, Any] | None = None
+    ) -> None:
+        self.family, self._processor, self._sampling, self._pixels = family, processor, sampling, dict(pixels or {})
+
+    @classmethod
+    def load(
+        cls, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any
+    ) -> Qwen2_5_VLReader:
+        """`kwargs` go to transformers' ``from_pretrained``."""
         config = checkpoint_config(pretrained, "qwen2_5_vl")
         model = load_whole(Qwen2_5_VLForConditionalGeneration, pretrained, dtype, **kwargs).eval()
-        self.family = Qwen2_5_VL(model)
-        self._processor = AutoProcessor.from_pretrained(pretrained)
+        processor = AutoProcessor.from_pretrained(pretrained)
         text = config.get_text_config()
         fill = preset("qwen2_5_vl", pretrained, getattr(config, "flexselect", None), text.num_hidden_layers)
-        self._pixels: dict[str, Any] = {name: fill[name] for name in ("min_pixels", "max_pixels") if name in fill}
-        self._sampling = FrameSampling(2 * frames, fill.get("fps"))
+        pixels: dict[str, Any] = {name: fill[name] for name in ("min_pixels", "max_pixels") if name in fill}
+        return cls(Qwen2_5_VL(model), processor, FrameSampling(2 * frames, fill.get("fps")), pixels)
+
+    def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
+        """See `Reader.of_frames`; two frames a second."""
+        count = len(frames)
+        resized = resize_frames(frames.permute(0, 3, 1, 2), self._pixels, count)
+        indices = list(range(count))
+        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "decord"}
+        return self.inputs(resized, metadata, question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
@@ -100,22 +134,43 @@ class Qwen2_5_VLReader:
 
 
 class InternVLReader:
-    """`frames` frames, the middle ones of as many segments, without labels between them, as the reference trained.
+    """Frames in the middle of as many segments; without labels between them, unless told to, as the reference trained.
 
     The selector reads the prompt by its own tokenizer: that of the decoder it starts from, else the model's.
     """
 
-    def __init__(self, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any) -> None:
+    frames_per_unit = 1
+
+    def __init__(
+        self,
+        family: InternVL,
+        processor: Any,
+        segments: FrameSegments,
+        dtype: torch.dtype,
+        tokenizer: Any = None,
+        system_message: str = "none",
+        frame_labels: str = "bare",
+    ) -> None:
+        self.family, self._processor, self._segments, self._dtype = family, processor, segments, dtype
+        self.tokenizer = processor.tokenizer if tokenizer is None else tokenizer
+        self._system, self._labels = SYSTEM_MESSAGES[system_message], frame_labels
+
+    @classmethod
+    def load(cls, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any) -> InternVLReader:
+        """`kwargs` go to transformers' ``from_pretrained``."""
         model = load_model(pretrained, dtype, **kwargs).eval()
         size = model.config.vision_config.image_size
         original = getattr(model.config, "original_template", None) is not None
-        self._processor = load_processor(pretrained, original, size if isinstance(size, int) else size[0], None)
-        words = self._processor.tokenizer
-        self.tokenizer = words if init is None else load_selector_tokenizer(init)
-        self.family = InternVL(model, tuple(words.convert_tokens_to_ids([START, END])))
-        self.family.selector_mark_ids = tuple(self.tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, START, END]))
-        self._system = SYSTEM_MESSAGES["internvl2_5" if original else "none"]
-        self._segments, self._dtype = FrameSegments(frames), dtype
+        processor = load_processor(pretrained, original, size if isinstance(size, int) else size[0], None)
+        tokenizer = processor.tokenizer if init is None else load_selector_tokenizer(init)
+        family = InternVL(model, tuple(processor.tokenizer.convert_tokens_to_ids([START, END])))
+        family.selector_mark_ids = tuple(tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, START, END]))
+        system = "internvl2_5" if original else "none"
+        return cls(family, processor, FrameSegments(frames), dtype, tokenizer, system)
+
+    def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
+        """See `Reader.of_frames`."""
+        return self.inputs(frame_pixels(self._processor, frames).to(self._dtype), question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
@@ -136,13 +191,13 @@ class InternVLReader:
             ("input_ids", "token_", self._processor.tokenizer),
             ("selector_ids", "selector_", self.tokenizer),
         ):
-            tokens = spell_out(text, [], [frames], tokenizer, per_tile, "bare")
+            tokens = spell_out(text, [], [frames], tokenizer, per_tile, self._labels)
             made |= {ids: tokens.ids, f"{prefix}video": tokens.video, f"{prefix}frame": tokens.frame}
         return {name: values[None] for name, values in made.items()}
 
 
 READERS: dict[str, Any] = {
-    "llava_vid": LlavaVideoReader,
-    "qwen2_5_vl": Qwen2_5_VLReader,
-    "internvl_hf": InternVLReader,
+    "llava_vid": LlavaVideoReader.load,
+    "qwen2_5_vl": Qwen2_5_VLReader.load,
+    "internvl_hf": InternVLReader.load,
 }

@@ -34,4 +34,4 @@ class Trained:
         return new_selector(self.family.tower, None, {**SMALL, **sizes}, words)
 
     def examples(self, count: int, seed: int = 1) -> NeedleExamples:
-        return NeedleExamples(inputs_of(self.reader, self.name), count, seed)
+        return NeedleExamples(inputs_of(self.reader), count, seed)

@@ -1,0 +1,60 @@
+"""The options that ``recall`` and ``pca`` share: which model, which videos."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lmms_flexselect.analysis.haystacks import PLACES, Haystack, ImageNeedles, NeedleVideos, Source
+from lmms_flexselect.analysis.model import LookedAt
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.options import whole_number
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A command's parser with the options that both have."""
+    made = argparse.ArgumentParser(prog=f"lmms-flexselect {command}", description=description)
+    made.add_argument("--model", default="", help="lmms-eval's name of it: llava_vid_flexselect, …")
+    made.add_argument("--model_args", default="", help="as lmms-eval's; with selector=lite the selector is looked at")
+    made.add_argument("--videos", help="folder of videos to put needles into; our own needle videos without")
+    made.add_argument("--needles", help="folder of images with a needles.json or needles.jsonl")
+    made.add_argument("--place", default="insert", choices=PLACES, help="between two frames, or over one")
+    made.add_argument("--frames", type=int, help="frames a sample (Qwen2.5-VL: pairs); one frame set without")
+    made.add_argument("--layers", default="all", help="all, or as in 0,4,8-12")
+    made.add_argument("--seed", type=int, default=0, help="of videos and places")
+    return made
+
+
+def source_of(asked: argparse.Namespace, units: int) -> Source:
+    """Where the samples come from.
+
+    Raises
+    ------
+    OptionError
+        If folders are missing, or hold something else.
+    """
+    seed = whole_number("seed", asked.seed, 0)
+    if (asked.videos is None) != (asked.needles is None):
+        given, missing = ("videos", "needles") if asked.needles is None else ("needles", "videos")
+        raise OptionError(f"{given}={getattr(asked, given)}: give --{missing} too, or neither for our needle videos")
+    if asked.videos is None:
+        return NeedleVideos(units, seed)
+    return ImageNeedles(asked.videos, asked.needles, units, asked.place, seed)
+
+
+def check_early(asked: argparse.Namespace, suffix: str) -> None:
+    """What can be seen to be wrong before a model is loaded: folders, files, and the output, which ends so."""
+    source_of(asked, 64 if asked.frames is None else whole_number("frames", asked.frames, 1))
+    output: Path = asked.output
+    if output.is_dir():
+        raise OptionError(f"output={output}: is a folder; give a file")
+    if output.suffix != suffix:
+        raise OptionError(f"output={output}: must end in {suffix}")
+
+
+def samples_of(asked: argparse.Namespace, model: LookedAt, count: int | None) -> tuple[Source, list[Haystack]]:
+    """The source and its samples, their videos looked at."""
+    source = source_of(asked, asked.frames or model.options.max_frames_per_set)
+    samples = source.samples(source.count if count is None else whole_number("samples", count, 1))
+    source.check(samples, model.reader.frames_per_unit)
+    return source, samples

@@ -1,0 +1,113 @@
+"""``lmms-flexselect pca``: how query, needle and other visual tokens lie in each layer (paper, figure 8)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lmms_flexselect.analysis.asked import check_early, parser, samples_of
+from lmms_flexselect.analysis.model import layers_of, load
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.family import reading_inputs
+from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.relevance import read_layers
+from lmms_flexselect.selectors.reference_layer import set_prompt
+from lmms_flexselect.training.saving import saving
+
+BASES = ("all", "visual")
+GROUPS = ("other", "needle", "query")
+
+
+@torch.no_grad()
+def states_of_layers(decoder: nn.Module, prompt: VideoPrompt, layers: Collection[int]) -> dict[int, Tensor]:
+    """What enters each layer, of the visual and the query tokens: ``(visual + query, hidden)`` float32 on the CPU.
+
+    One pass over the prompt as one frame set.
+    """
+    columns = prompt.visual.cpu().nonzero().squeeze(-1)
+    own = set_prompt(prompt, columns, prompt.query_columns)
+    wanted = torch.cat([own.places, own.queries])
+    modules: Any = decoder.layers
+    embeds = prompt.inputs_embeds[own.columns.to(prompt.inputs_embeds.device)]
+    with ExitStack() as undo:
+        read = {layer: undo.enter_context(reading_inputs(modules[layer])) for layer in layers}
+        read_layers(decoder, layers, embeds, own.positions, lambda *_: None)
+    return {layer: states[0][0, wanted.to(states[0].device)].float().cpu() for layer, states in read.items()}
+
+
+def projected(states: Tensor, groups: npt.NDArray[np.str_], basis: str) -> tuple[npt.NDArray[np.float64], float]:
+    """Tokens ``(tokens, 2)`` on the first two principal components, and the share of the variance that these explain.
+
+    Parameters
+    ----------
+    states
+        ``(tokens, hidden)``.
+    groups
+        ``(tokens,)``, of `GROUPS`.
+    basis
+        Whose components: ``"all"`` tokens' or the ``"visual"`` ones'.
+    """
+    from sklearn.decomposition import PCA
+
+    values = states.double().numpy()
+    fitted = PCA(2, svd_solver="full").fit(values if basis == "all" else values[groups != "query"])
+    return fitted.transform(values), float(fitted.explained_variance_ratio_.sum())
+
+
+def main(words: list[str]) -> int:
+    """``lmms-flexselect pca --model … --model_args … [--layers 0,4,8] [--basis visual] --output FILE.png``."""
+    own = parser("pca", __doc__)
+    own.add_argument("--basis", default="all", choices=BASES, help="whose principal components")
+    own.add_argument("--sample", type=int, default=0, help="which sample, counted from 0")
+    own.add_argument("--output", type=Path, default=Path("pca.png"), help="picture; its numbers go into FILE.npz")
+    asked = own.parse_args(words)
+    check_early(asked, ".png")
+    return picture(asked)
+
+
+def picture(asked: argparse.Namespace) -> int:
+    """Load, read, project, draw."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise OptionError("scikit-learn is not installed; pip install 'lmms-flexselect[analysis]'") from None
+    from lmms_flexselect.analysis.plots import tokens_in_layers
+
+    model = load(asked.model, asked.model_args)
+    layers = layers_of(asked.layers, model.num_layers)
+    source, samples = samples_of(asked, model, asked.sample + 1)
+    if asked.sample >= len(samples):
+        raise OptionError(f"sample={asked.sample}: there are {len(samples)}, counted from 0")
+    sample = samples[asked.sample]
+    prompt = model.prompt(source.read(sample, model.reader.frames_per_unit), sample.question)
+    visual = prompt.visual.cpu()
+    needle = sample.tokens(model.reader.family, prompt)[visual].numpy()
+    groups = np.concatenate([np.where(needle, "needle", "other"), np.full(len(prompt.query_columns), "query")])
+    points: dict[int, npt.NDArray[np.float64]] = {}
+    explained: dict[int, float] = {}
+    for layer, states in states_of_layers(model.decoder, prompt, layers).items():
+        own, explained[layer] = projected(states, groups, asked.basis)
+        # A component's sign says nothing: as in the layer before, so that panels can be compared.
+        before = points[max(points)] if points else own
+        points[layer] = own * np.where((own * before).sum(0) < 0, -1, 1)
+    with saving(asked.output):
+        asked.output.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            asked.output.with_suffix(".npz"),
+            layers=np.array(layers),
+            points=np.stack([points[layer] for layer in layers]),
+            explained=np.array([explained[layer] for layer in layers]),
+            groups=groups,
+        )
+    title = f"{asked.model}: “{sample.question}” ({asked.basis} tokens' components)"
+    tokens_in_layers(points, groups, explained, title, asked.output)
+    print(f"{asked.output} and {asked.output.with_suffix('.npz')} are written")
+    return 0
