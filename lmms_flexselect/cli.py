@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
     "prepare": ("download and unpack a benchmark's data, and count them", "lmms_flexselect.preparation.command:main"),
     "scores": ("compare, record and check results", "lmms_flexselect.scores.command:main"),
+    "show": ("see what selection sees of a video: a page and pictures", "lmms_flexselect.show.command:main"),
     "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),
 }
 

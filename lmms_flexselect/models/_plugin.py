@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
@@ -175,6 +176,25 @@ class FlexSelectPlugin(lmms):
         return load_selector(str(self.options.selector_path), family.tower, dtype, attn_implementation=kernel, **placed)
 
     # Running ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the decoder has."""
+        assert self._selecting is not None
+        return len(self._selecting._family.decoder.layers)
+
+    def rank_at(self, layer: int) -> None:
+        """Rank by the attention at another layer from now on, for questions that look at several.
+
+        Raises
+        ------
+        OptionError
+            If the model has no such layer, or does not rank by one.
+        """
+        assert self._selecting is not None
+        replace(self.options, selector="reference", reference_layer=layer).check_model(self.num_layers)
+        self.options.reference_layer = layer
+        self._selecting._flexselect.selector = self._selector(self._selecting._family)
 
     @property
     def model(self) -> Any:
