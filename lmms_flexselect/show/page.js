@@ -5,7 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const state = { sample: 0, view: 0, other: -1, set: -1, order: "time" };
 const COLOURS = ["#c2410c", "#1d4ed8"];
-const HEAT = [255, 122, 24];
+const HEAT = "255 122 24";
 
 for (const sample of data.samples) {
   for (const view of sample.views) {
@@ -53,7 +53,7 @@ function overlay(canvas, view, frame, colour) {
     pen.fillStyle = `rgb(${HEAT} / ${heat * (rank(cell) ?? 0) ** 3})`;
     pen.fillRect(x, y, w, h);
   });
-  pen.lineWidth = Math.max(1, Math.min(w, h) / 12);
+  pen.lineWidth = Math.min(3, Math.max(1, Math.min(w, h) / 12));
   pen.strokeStyle = colour;
   cells.forEach((cell, number) => {
     const half = pen.lineWidth / 2;

@@ -1,4 +1,4 @@
-"""One view of a video as a picture: the contact sheet, kept tokens over time, and the frames that kept most."""
+"""One view of a video as a picture: the contact sheet, kept tokens over time, and the frames ranked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DIMMED = 0.35
 _GLOW = 0.85  # of the most relevant token that was dropped
 _ACROSS = 16  # tiles
 _RANKED = 8
-_GAP = 4  # pixels between tiles
+_GAP = 6  # pixels between tiles
 _TILES = ((64, 160), (256, 112), (10**9, 80))  # width of a tile by how many there are
 _HEAT = np.array([255, 122, 24])
 _KEPT = "#c2410c"
@@ -28,8 +28,8 @@ def contact_sheet(shown: Shown, view: View, pictures: list[np.ndarray], path: Pa
     """Write one view as PNG.
 
     Frames in their order with their numbers; dropped tokens dimmed and warm where their relevance ranks high in their
-    frame set, kept ones lit and framed. Below, how many tokens of each frame were kept, over time, and the frames that
-    kept most.
+    frame set, kept ones lit and framed. Below, how many tokens of each frame were kept, over time, and the
+    frames of the most relevant tokens.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def contact_sheet(shown: Shown, view: View, pictures: list[np.ndarray], path: Pa
     _tiled(sheet, tiles, list(range(frames)), across, view)
     _strip(strip, shown, view)
     _tiled(best, large, ranked, _RANKED, view)
-    best.set_title("frames that kept most tokens", loc="left", fontsize=9)
+    best.set_title("most relevant frames", loc="left", fontsize=9)
     told = f"{view.name}: {view.kept_of_frames.sum():,} of {view.tokens:,} visual tokens kept"
     said = "" if view.answer is None else f"; answer: {view.answer.strip() or '(empty)'}{_verdict(view, shown)}"
     figure.suptitle(f"{shown.title}: {shown.question.strip()}\n{told}{said}".replace("$", r"\$"), fontsize=10)

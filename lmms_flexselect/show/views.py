@@ -60,9 +60,9 @@ class View:
         return self.kept.sum((1, 2)) + self.beside
 
     def frames_ranked(self) -> list[int]:
-        """Frame numbers, those with the most kept tokens first, of equal ones those with the most relevant token."""
+        """Frame numbers by their most relevant token; where nothing was scored, by how many tokens were kept."""
         best = np.nan_to_num(self.best, nan=-np.inf)
-        return np.lexsort((np.arange(len(best)), -best, -self.kept_of_frames)).tolist()
+        return np.lexsort((np.arange(len(best)), -self.kept_of_frames, -best)).tolist()
 
 
 @dataclass
