@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare",
         action="append",
         default=[],
-        help="other model arguments to see beside (selector=lite), as often as wanted; with --dump: another run's folder",
+        help="other model arguments to see beside (selector=lite), may be repeated; with --dump: another run's folder",
     )
     asked = parser.add_argument_group("a question about a video")
     asked.add_argument("--model", help="as lmms-eval's; default qwen2_5_vl_flexselect")

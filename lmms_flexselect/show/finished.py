@@ -53,7 +53,7 @@ def read_finished(
     answers, others = _answers(samples), _answers(compare_samples)
     files = _files(dump)
     theirs = None if compare is None else _files(compare)
-    names = ("this run", "the other") if compare is None or dump.name == compare.name else (dump.name, compare.name)
+    other_name = "the other" if compare is None or dump.name == compare.name else compare.name
     keys = sorted(files if theirs is None else files.keys() & theirs.keys())
     if not keys:
         raise FlexSelectError(f"{dump} and {compare}: have no sample in common")
@@ -66,10 +66,10 @@ def read_finished(
             raise FlexSelectError(f"--only {only}: no sample of {dump} is known to be {only}")
     found = []
     for key in keys[:limit]:
-        seen = shown(files[key], names[0] if theirs is not None else "kept")
+        seen = shown(files[key], dump.name)
         _fill_in(seen, answers.get(key))
         if theirs is not None:
-            other = shown(theirs[key], names[1])
+            other = shown(theirs[key], other_name)
             _fill_in(other, others.get(key))
             join(seen, other)
         found += seen

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lmms_flexselect.show.views import Shown, View
+from lmms_flexselect.show.frames import thumbnails
+from lmms_flexselect.show.views import Shown, View, shown
 
 _DIMMED = 0.35
 _GLOW = 0.85  # of the most relevant token that was dropped
@@ -24,7 +25,13 @@ _HEAT = np.array([255, 122, 24])
 _KEPT = "#c2410c"
 
 
-def contact_sheet(shown: Shown, view: View, pictures: list[np.ndarray], path: Path) -> None:
+def dumped_sheet(dump: Path, path: Path) -> None:
+    """Write the first video of a `dump_selection` file as PNG; see `contact_sheet`."""
+    first = shown(dump, "selection")[0]
+    contact_sheet(first, first.views[0], thumbnails(first.path, first.indices), path)
+
+
+def contact_sheet(of: Shown, view: View, pictures: list[np.ndarray], path: Path) -> None:
     """Write one view as PNG.
 
     Frames in their order with their numbers; dropped tokens dimmed and warm where their relevance ranks high in their
@@ -33,8 +40,8 @@ def contact_sheet(shown: Shown, view: View, pictures: list[np.ndarray], path: Pa
 
     Parameters
     ----------
-    shown, view
-        What of.
+    of, view
+        What is drawn.
     pictures
         ``(height, width, 3)`` uint8 each: the frames.
     path
@@ -56,21 +63,22 @@ def contact_sheet(shown: Shown, view: View, pictures: list[np.ndarray], path: Pa
         3, 1, figsize=(inch, sum(heights) + 1.3), height_ratios=heights, layout="constrained"
     )
     _tiled(sheet, tiles, list(range(frames)), across, view)
-    _strip(strip, shown, view)
+    _strip(strip, of, view)
     _tiled(best, large, ranked, _RANKED, view)
-    best.set_title("most relevant frames", loc="left", fontsize=9)
+    scored = not np.isnan(view.best).all()
+    best.set_title("most relevant frames" if scored else "frames that kept most tokens", loc="left", fontsize=9)
     told = f"{view.name}: {view.kept_of_frames.sum():,} of {view.tokens:,} visual tokens kept"
-    said = "" if view.answer is None else f"; answer: {view.answer.strip() or '(empty)'}{_verdict(view, shown)}"
-    figure.suptitle(f"{shown.title}: {shown.question.strip()}\n{told}{said}".replace("$", r"\$"), fontsize=10)
+    said = "" if view.answer is None else f"; answer: {view.answer.strip() or '(empty)'}{_verdict(view, of)}"
+    figure.suptitle(f"{of.title}: {of.question.strip()}\n{told}{said}".replace("$", r"\$"), fontsize=10)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def _verdict(view: View, shown: Shown) -> str:
+def _verdict(view: View, of: Shown) -> str:
     if view.correct is None:
         return ""
     verdict = "right" if view.correct == 1 else "wrong" if view.correct == 0 else f"{view.correct:.2g} right"
-    return f" ({verdict}; right is {shown.target})" if view.correct < 1 else f" ({verdict})"
+    return f" ({verdict}; right is {of.target})" if view.correct < 1 else f" ({verdict})"
 
 
 def _tile(picture: np.ndarray, view: View, number: int, width: int) -> np.ndarray:
@@ -113,8 +121,8 @@ def _tiled(axes: Axes, tiles: list[np.ndarray], numbers: list[int], across: int,
     axes.set_axis_off()
 
 
-def _strip(axes: Axes, shown: Shown, view: View) -> None:
-    seconds = np.array(shown.seconds)
+def _strip(axes: Axes, of: Shown, view: View) -> None:
+    seconds = np.array(of.seconds)
     step = float(np.diff(seconds).mean()) if len(seconds) > 1 else 1.0
     axes.bar(seconds, view.kept_of_frames, width=step * 0.9, align="edge", color=_KEPT)
     axes.set(xlim=(seconds[0], seconds[-1] + step), ylabel="tokens kept", xlabel="seconds")

@@ -137,9 +137,7 @@ def shown(path: Path, name: str) -> list[Shown]:
             view = _view(name, own, (frames, rows, columns), newline=sample.get("family") == "llava_vid")
         except ValueError as error:
             raise FlexSelectError(f"{path}: {error}") from None
-        found.append(
-            Shown(title + several, str(sample.get("question", "")), str(of["path"]), indices, seconds, [view])
-        )
+        found.append(Shown(title + several, str(sample.get("question", "")), str(of["path"]), indices, seconds, [view]))
     return found
 
 
@@ -197,7 +195,7 @@ def join(first: list[Shown], others: list[Shown]) -> None:
         if one.indices != other.indices or mine.kept.shape != theirs.kept.shape:
             shapes = (" x ".join(map(str, view.kept.shape)) for view in (mine, theirs))
             raise FlexSelectError(
-                f"{one.title}: {mine.name} and {theirs.name} read other frames ({' and '.join(shapes)} tokens), so that "
-                "they cannot be compared; give both the same frames"
+                f"{one.title}: {mine.name} and {theirs.name} read other frames ({' and '.join(shapes)} tokens): "
+                "give both the same, to compare them"
             )
         one.views += other.views
