@@ -100,7 +100,8 @@ def curves(results: Iterable[Path | str], over: str, at: Mapping[str, float] | N
                 curve.points.append(Point(value, score.points, stderr(score), score.n))
     for curve in made.values():
         curve.points.sort(key=lambda point: (isinstance(point.value, str), point.value))
-    return sorted(made.values(), key=lambda curve: curve.task)
+    # Numbers in names as numbers.
+    return sorted(made.values(), key=lambda c: [(p.isdigit(), p.zfill(9)) for p in re.split(r"(\d+)", c.task)])
 
 
 def _without(run: Run, over: str, at: Mapping[str, float]) -> tuple[Run, Any]:
