@@ -21,6 +21,7 @@ _ACROSS = 16  # tiles
 _RANKED = 8
 _GAP = 6  # pixels between tiles
 _TILES = ((64, 160), (256, 112), (10**9, 80))  # width of a tile by how many there are
+_LEAST_FRAMED = 6  # pixels of a cell's side
 _HEAT = np.array([255, 122, 24])
 _KEPT = "#c2410c"
 
@@ -97,12 +98,13 @@ def _tile(picture: np.ndarray, view: View, number: int, width: int) -> np.ndarra
 
 
 def _edges(row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """The outermost pixels of every cell; none where cells are too small for that."""
+    """The outermost pixels of every cell; none where cells are too small to have any."""
     edges = np.zeros((len(row), len(column)), bool)
+    if min(np.bincount(row).min(), np.bincount(column).min()) < _LEAST_FRAMED:
+        return edges
     for axis, of in enumerate((row, column)):
-        if np.bincount(of).min() >= 4:
-            first = np.r_[True, np.diff(of) > 0]
-            edges |= np.expand_dims(first | np.r_[first[1:], True], 1 - axis)
+        first = np.r_[True, np.diff(of) > 0]
+        edges |= np.expand_dims(first | np.r_[first[1:], True], 1 - axis)
     return edges
 
 
