@@ -81,7 +81,9 @@ def _views(
                 made.rank_at(layer)
                 name += f", layer {layer}"
             answer = _answer(made, video, question, max_new_tokens)
-            seen = shown(Path(folder) / f"{_TASK}__{_SPLIT}__0.npz", name)
+            if not (dump := Path(folder) / f"{_TASK}__{_SPLIT}__0.npz").is_file():
+                raise OptionError(f"--model_args {line}: upstream's own model answers then, and nothing is selected")
+            seen = shown(dump, name)
             for each in seen:
                 each.views[0].answer = answer
             views.append(seen)

@@ -6,9 +6,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, first_line
-from lmms_flexselect.show.views import Shown
+
+if TYPE_CHECKING:
+    from lmms_flexselect.show.views import Shown
 
 _ALONE = ("model", "model_args", "layers", "max_new_tokens")  # of a question
 _OF_DUMPS = ("samples", "compare_samples", "only", "limit", "videos")
@@ -19,12 +22,11 @@ def main(words: list[str]) -> int:
     """``lmms-flexselect show VIDEO QUESTION`` or ``show --dump FOLDER``; returns the exit status."""
     given = _parser().parse_args(words)
     name, made = (_finished if given.dump else _asked)(given)
-    written = write(made, Path(given.output), name)
     for each in made:
         for view in each.views:
             told = "" if view.answer is None else f"; answer: {view.answer.strip()}"
             print(f"{each.title}: {view.name}: {view.kept_of_frames.sum()} of {view.tokens} tokens kept{told}")
-    print("page and pictures:", *written)
+    write(made, Path(given.output), name)
     return 0
 
 
@@ -106,8 +108,8 @@ def _finished(given: argparse.Namespace) -> tuple[str, list[Shown]]:
     return given.dump.name, made
 
 
-def write(made: list[Shown], folder: Path, title: str) -> list[Path]:
-    """Write ``page.html`` and a PNG of every view into a folder; returns their paths.
+def write(made: list[Shown], folder: Path, title: str) -> None:
+    """Write ``page.html`` and a PNG of every view into a folder; prints the path of each as it is done.
 
     Raises
     ------
@@ -125,13 +127,14 @@ def write(made: list[Shown], folder: Path, title: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         keys = dict.fromkeys((each.path, tuple(each.indices)) for each in made)
         pictures = {(path, indices): thumbnails(path, indices) for path, indices in keys}
-        written = [folder / "page.html"]
-        written[0].write_text(page(made, pictures, f"{title}: what selection sees"), "utf-8")
+        whole = folder / "page.html"
+        whole.write_text(page(made, pictures, f"{title}: what selection sees"), "utf-8")
+        print(whole, flush=True)
         for each in made:
             for view in each.views:
                 name = re.sub(r"[^\w.]+", "_", f"{each.title}_{view.name}").strip("_")
-                written.append(folder / f"{name}.png")
-                contact_sheet(each, view, pictures[each.path, tuple(each.indices)], written[-1])
+                picture = folder / f"{name}.png"
+                contact_sheet(each, view, pictures[each.path, tuple(each.indices)], picture)
+                print(picture, flush=True)
     except OSError as error:
         raise FlexSelectError(f"--output {folder}: cannot be written ({error.strerror or first_line(error)})") from None
-    return written

@@ -139,7 +139,8 @@ function verdict(view) {
 
 function drawWords() {
   const now = sample();
-  at("path").textContent = now.path;
+  at("path").textContent = now.path.split(/[\\/]/).pop();
+  at("path").title = now.path;
   at("question").textContent = now.question.trim();
   at("target").hidden = now.target === null;
   at("target").textContent = `right answer: ${now.target}`;

@@ -55,7 +55,6 @@ def test_layers_and_other_selectors_beside(needle, video):
         ({"layers": "0", "given": "selector=uniform"}, "--layers 0: goes with selector=reference, not uniform"),
         ({"model": "llava"}, "--model=llava: must be one of qwen2_5_vl_flexselect, "),
         ({"given": "selecter=lite"}, "unknown model argument selecter: did you mean selector?"),
-        ({"compare": ["max_num_frames=8"]}, "read other frames"),
     ],
 )
 def test_what_cannot_be_had(needle, video, arguments, says):
