@@ -184,15 +184,15 @@ class FlexSelectPlugin(lmms):
         return len(self._selecting._family.decoder.layers)
 
     def rank_at(self, layer: int) -> None:
-        """Rank by the attention at another layer from now on, for questions that look at several.
+        """Rank at another layer from now on; with ``selector=reference``.
 
         Raises
         ------
         OptionError
-            If the model has no such layer, or does not rank by one.
+            If the model has no such layer.
         """
         assert self._selecting is not None
-        replace(self.options, selector="reference", reference_layer=layer).check_model(self.num_layers)
+        replace(self.options, reference_layer=layer).check_model(self.num_layers)
         self.options.reference_layer = layer
         self._selecting._flexselect.selector = self._selector(self._selecting._family)
 

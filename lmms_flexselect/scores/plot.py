@@ -69,18 +69,22 @@ def table(found: list[Curve], over: str) -> str:
     """The curves as text, and the paper's."""
     import tabulate
 
-    rows = [
-        [curve.task, curve.name, "any" if curve.level else point.value, point.points, point.stderr, point.n]
+    rows: list[list[Any]] = [
+        [curve.task, curve.name, "any" if curve.level else point.value, point.points, _known(point.stderr), point.n]
         for curve in found
         for point in curve.points
     ]
     for task in dict.fromkeys(curve.task for curve in found):
         if (paper := ablation(over, task)) is not None:
-            rows += [[task, paper[0], value, points, math.nan, ""] for value, points in paper[1].items()]
+            rows += [[task, paper[0], value, points, None, None] for value, points in paper[1].items()]
     return (
         tabulate.tabulate(rows, ["task", "run", over, "score", "± se", "n"], floatfmt=("", "", "g", ".2f", ".2f"))
         + "\n"
     )
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else error
 
 
 def draw(found: list[Curve], over: str, path: Path) -> None:
@@ -104,10 +108,11 @@ def draw(found: list[Curve], over: str, path: Path) -> None:
     figure, panels = plt.subplots(
         down, across, figsize=(1 + 5 * across, 4.2 * down), layout="constrained", squeeze=False
     )
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(curve.name for curve in found))}
     for axes in panels.flat[len(tasks) :]:
         axes.set_axis_off()
     for task, axes in zip(tasks, panels.flat, strict=False):
-        _panel(axes, [curve for curve in found if curve.task == task], over)
+        _panel(axes, [curve for curve in found if curve.task == task], over, colours)
         axes.set_title(task, loc="left", fontsize=11)
         axes.set(xlabel=_LABELS.get(over, over), ylabel="score")
         axes.legend(frameon=False, fontsize=8)
@@ -116,7 +121,7 @@ def draw(found: list[Curve], over: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _panel(axes: Any, found: list[Curve], over: str) -> None:
+def _panel(axes: Any, found: list[Curve], over: str, colours: dict[str, str]) -> None:
     paper = ablation(over, found[0].task)
     values = list(dict.fromkeys(point.value for curve in found if not curve.level for point in curve.points))
     if words := any(isinstance(value, str) for value in values):
@@ -129,10 +134,10 @@ def _panel(axes: Any, found: list[Curve], over: str) -> None:
         if len(values) <= 12:
             axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
             axes.minorticks_off()
-    for number, curve in enumerate(found):
-        colour = f"C{number}"
+    for curve in found:
+        colour = colours[curve.name]
         scores = [point.points for point in curve.points]
-        errors = [0.0 if math.isnan(point.stderr) else point.stderr for point in curve.points]
+        errors = [_known(point.stderr) or 0.0 for point in curve.points]
         if curve.level:
             axes.axhline(scores[0], color=colour, ls="--", lw=1.2, label=curve.name)
             axes.axhspan(scores[0] - errors[0], scores[0] + errors[0], color=colour, alpha=0.1, lw=0)
