@@ -18,9 +18,9 @@ COMMANDS = {
     "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
     "plot": ("draw results over an option, beside the paper's curve", "lmms_flexselect.scores.plot:main"),
+    "show": ("see what selection sees of a video: a page and pictures", "lmms_flexselect.show.command:main"),
     "prepare": ("download and unpack a benchmark's data, and count them", "lmms_flexselect.preparation.command:main"),
     "scores": ("compare, record and check results", "lmms_flexselect.scores.command:main"),
-    "show": ("see what selection sees of a video: a page and pictures", "lmms_flexselect.show.command:main"),
     "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),
 }
 

@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
@@ -192,8 +191,8 @@ class FlexSelectPlugin(lmms):
             If the model has no such layer.
         """
         assert self._selecting is not None
-        replace(self.options, reference_layer=layer).check_model(self.num_layers)
         self.options.reference_layer = layer
+        self.options.check_model(self.num_layers)
         self._selecting._flexselect.selector = self._selector(self._selecting._family)
 
     @property
