@@ -17,6 +17,8 @@ PLACES = ("tasks", "run_configs", *(f"needle/{folder.name}" for folder in sorted
 COMMANDS = {
     "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
+    "plot": ("draw results over an option, beside the paper's curve", "lmms_flexselect.scores.plot:main"),
+    "show": ("see what selection sees of a video: a page and pictures", "lmms_flexselect.show.command:main"),
     "prepare": ("download and unpack a benchmark's data, and count them", "lmms_flexselect.preparation.command:main"),
     "recall": (
         "how well each layer finds a needle: its reference layer",

@@ -155,7 +155,8 @@ def command(words: list[str]) -> int:
 
 def main(output: Path) -> int:
     """Run, print the table, write ``table.txt`` and the two pictures; returns the exit status."""
-    from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
+    from lmms_flexselect.pictures import accuracy_over_length
+    from lmms_flexselect.show.sheet import dumped_sheet
 
     *names, last = (name for name, _ in MODELS.values())
     print(f"asking a tiny {', '.join(names)} and {last} through lmms-eval; log: {output}/lmms_eval.log")
@@ -166,6 +167,6 @@ def main(output: Path) -> int:
     longest = max(m.units for m in measured)
     pictures = [output / "accuracy_over_length.png", output / "kept_tokens.png"]
     accuracy_over_length(measured, pictures[0])
-    kept_tokens(output / "selection" / f"{TASK_PREFIX}{min(64, longest)}__test__0.npz", pictures[1])
+    dumped_sheet(output / "selection" / f"{TASK_PREFIX}{min(64, longest)}__test__0.npz", pictures[1])
     print("pictures:", *pictures)
     return 0

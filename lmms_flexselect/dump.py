@@ -12,7 +12,7 @@ array               shape, dtype          meaning
 ``positions``       (axes, tokens) int32  positions of the shortened prompt
 ``grids``           (videos, 3) int32     frames, rows and columns of each video's tokens
 ``input_ids``       (tokens,) int32       the shortened prompt
-``sample``          () str                JSON: task, split, doc_id, question; videos: path, fps, frames_indices
+``sample``          () str                JSON: task, split, doc_id, question, family; videos: path, fps, frames_indices
 ==================  ====================  ==========================================================================
 """
 

@@ -1,4 +1,4 @@
-"""Pictures of what selection did: accuracy over video length, and a video's frames with the kept tokens lit."""
+"""The demo's picture of what selection did: accuracy over video length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from lmms_flexselect.demo import MODELS, Measured
-from lmms_flexselect.dump import read_selection
 
 _COLOURS = {"none": "#7f7f7f", "random": "#e377c2", "uniform": "#1f77b4", "reference": "#d62728", "lite": "#2ca02c"}
 _LABELS = {
@@ -24,7 +22,6 @@ _LABELS = {
     "lite": "FlexSelect-Lite",
 }
 _MARKERS = {"none": "s", "random": "v", "uniform": "^", "reference": "o", "lite": "D"}
-_DIMMED = 0.28
 
 
 def accuracy_over_length(measured: list[Measured], path: Path) -> None:
@@ -61,39 +58,3 @@ def _accuracy_panel(axes: Axes, measured: list[Measured]) -> None:
     axes.annotate("guessing", (frames[0], 1 / 8), textcoords="offset points", xytext=(0, 4), fontsize=8)
     axes.set_xlabel("frames read")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def kept_tokens(selection: Path, path: Path, columns: int = 16) -> None:
-    """The frames of a dumped sample's first video; dropped tokens dimmed, kept ones lit and framed; written as PNG."""
-    import decord
-
-    arrays, sample = read_selection(selection)
-    video = sample["videos"][0]
-    frames, rows, cols = (int(n) for n in arrays["grids"][0])
-    own = arrays["video"] == 0
-    kept = arrays["kept"][own].reshape(frames, rows, cols)
-    per_frame = max(1, len(video["frames_indices"]) // frames)
-    indices = video["frames_indices"][::per_frame][:frames]
-    images = decord.VideoReader(video["path"]).get_batch(indices).asnumpy()
-
-    height = -(-frames // columns)
-    figure, grid = plt.subplots(
-        height, columns, figsize=(columns * 0.72, height * 0.84 + 0.5), layout="constrained", squeeze=False
-    )
-    for number, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if number >= frames:
-            continue
-        lit = np.kron(kept[number], np.ones((images.shape[1] // rows, images.shape[2] // cols), bool))
-        image = images[number][: lit.shape[0], : lit.shape[1]]
-        axes.imshow(np.where(lit[..., None], image, (image * _DIMMED).astype(np.uint8)))
-        axes.set_title(str(number), fontsize=6, pad=1.5, color="#d62728" if kept[number].any() else "#999999")
-        for row, col in np.argwhere(kept[number]):
-            side = (lit.shape[1] / cols, lit.shape[0] / rows)
-            corner = (col * side[0] - 0.5, row * side[1] - 0.5)
-            axes.add_patch(Rectangle(corner, *side, fill=False, ec="white", lw=1.0))
-    title = f"{sample['task']}, sample {sample['doc_id']}: {kept.sum()} of {kept.size} visual tokens kept"
-    question = sample.get("question")
-    figure.suptitle(f"{question}\n{title}" if question else title, fontsize=9)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -13,8 +13,9 @@ import yaml
 from lmms_flexselect import demo
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.pictures import accuracy_over_length, kept_tokens
+from lmms_flexselect.pictures import accuracy_over_length
 from lmms_flexselect.scores import check, record
+from lmms_flexselect.show.sheet import dumped_sheet
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_a_short_demo_through_the_command(config, tmp_path):
     text = demo.table(measured)
     assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video", "InternVL"))
     accuracy_over_length(measured, tmp_path / "a.png")
-    kept_tokens(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
+    dumped_sheet(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -229,6 +229,25 @@ class FlexSelectPlugin(lmms):
     # Running ------------------------------------------------------------------------------------------------------
 
     @property
+    def num_layers(self) -> int:
+        """How many layers the decoder has."""
+        assert self._selecting is not None
+        return len(self._selecting._family.decoder.layers)
+
+    def rank_at(self, layer: int) -> None:
+        """Rank at another layer from now on; with ``selector=reference``.
+
+        Raises
+        ------
+        OptionError
+            If the model has no such layer.
+        """
+        assert self._selecting is not None
+        self.options.reference_layer = layer
+        self.options.check_model(self.num_layers)
+        self._selecting._flexselect.selector = self._selector(self._selecting._family)
+
+    @property
     def model(self) -> Any:
         """What upstream's loop calls `generate` on."""
         return getattr(self, "_selecting", None) or super().model

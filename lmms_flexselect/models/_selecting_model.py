@@ -142,6 +142,7 @@ class SelectingModel:
             "split": record.split,
             "doc_id": record.doc_id,
             "question": media.text,
+            "family": self._family.tower.family,
             "videos": media.videos,
         }
         try:

@@ -28,7 +28,9 @@ LONG = ", long"
 """Behind the name of a VideoMME task: its long videos alone."""
 
 _SUBTITLES = "flexselect_paper_longvideobench_sub"
-_FRAMES = {"max_num_frames", "max_frames_num", "num_frames", "fps"}
+FRAMES = {"max_num_frames", "max_frames_num", "num_frames", "fps"}
+"""What families call the option that says how many frames are read."""
+
 _SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}
 
 
@@ -62,6 +64,28 @@ def published(run: Run, task: str) -> float | None:
     return next((float(row[column]) for row in rows if column in row), None)
 
 
+def ablation(option: str, task: str) -> tuple[str, dict[float, float]] | None:
+    """The paper's curve over an option: whose it is, and accuracy in percent by value; None if it has none of the task.
+
+    ``frames``, ``token_budget``, ``share`` (percent of the training data) and ``selector_size`` (billions of
+    parameters); the first three are of VideoMME alone.
+    """
+    column = _COLUMNS.get(task)
+    if option == "selector_size" and column is not None:
+        return "paper, InternVL2.5-8B", {float(row["params"][:-1]): row[column] for row in _numbers()["selector_size"]}
+    if option not in _ABLATIONS or column != "videomme":
+        return None
+    block, conditions = _ABLATIONS[option]
+    return f"paper, LLaVA-Video-7B, {conditions}", _numbers()["ablations"][block]
+
+
+_ABLATIONS = {
+    "frames": ("input_frames_at_budget_6720", "6,720 tokens"),
+    "token_budget": ("budget_at_512_frames", "512 frames"),
+    "share": ("training_data_percent_at_64_frames_1680_tokens", "lite, 64 frames, 1,680 tokens"),
+}
+
+
 def model_of(run: Run) -> str | None:
     """The paper's name of a run's model; None if it is not the paper's."""
     same = (name for name, model in _MODELS.items() if model.checkpoint.lower() == run.checkpoint.lower())
@@ -73,11 +97,11 @@ def departures(run: Run, task: str) -> list[str]:
     model = _MODELS[model_of(run) or ""]
     settings = {**preset(model.family, model.checkpoint, None, model.layers), **dict(model.options)}
     settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
-    ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | _FRAMES}[run.selector]
+    ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | FRAMES}[run.selector]
     found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}
     said = [f"{name}={own}, the paper's {theirs}" for name, (own, theirs) in found.items() if own != theirs]
     if run.selector == "none":
-        frames = ", ".join(f"{name}={run.options[name]}" for name in sorted(_FRAMES & set(run.options)))
+        frames = ", ".join(f"{name}={run.options[name]}" for name in sorted(FRAMES & set(run.options)))
         said.append(f"{frames}: how many frames the paper's baseline read is not known")
     if not task.startswith("flexselect_paper_"):
         said.append("lmms-eval's prompts and parsers, not the paper's")
@@ -86,7 +110,10 @@ def departures(run: Run, task: str) -> list[str]:
     return said
 
 
-@cache
 def _table() -> list[dict[str, Any]]:
-    text = files("lmms_flexselect.scores").joinpath("paper_results.yaml").read_text("utf-8")
-    return yaml.safe_load(text)["table1"]
+    return _numbers()["table1"]
+
+
+@cache
+def _numbers() -> dict[str, Any]:
+    return yaml.safe_load(files("lmms_flexselect.scores").joinpath("paper_results.yaml").read_text("utf-8"))

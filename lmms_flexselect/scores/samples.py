@@ -129,6 +129,24 @@ def read_samples(
     )
 
 
+def read_answers(path: Path) -> dict[int, tuple[str, str]]:
+    """What was answered and what is right, by document; of a question asked more than once the first answer.
+
+    Raises
+    ------
+    FlexSelectError
+        If a line is not a sample.
+    """
+    answers = {}
+    for number, line in enumerate(_lines(path), 1):
+        sample = _sample(path, number, line)
+        said = sample.get("filtered_resps", sample.get("resps"))
+        while isinstance(said, list) and said:
+            said = said[0]
+        answers[sample["doc_id"]] = (str(said), str(sample.get("target")))
+    return answers
+
+
 def _lines(path: Path) -> list[str]:
     try:
         # Not splitlines(): questions may hold other line separators than "\n", which ends a sample alone.

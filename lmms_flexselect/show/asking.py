@@ -1,0 +1,138 @@
+"""One question about one video, asked as lmms-eval asks it: by the plugin's own model classes."""
+
+from __future__ import annotations
+
+import gc
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.options import check_choice
+from lmms_flexselect.scores.run_options import model_args
+from lmms_flexselect.show.views import Shown, join, shown
+from lmms_flexselect.video_file import file_complaint
+
+_TASK, _SPLIT = "show", "test"
+
+
+def ask(
+    model: str, given: str, compare: list[str], video: str, question: str, layers: str | None, max_new_tokens: int
+) -> list[Shown]:
+    """What the model's selector, and those of `compare`, see of a video when they are asked this; and their answers.
+
+    Parameters
+    ----------
+    model, given
+        As after lmms-eval's ``--model`` and ``--model_args``.
+    compare
+        Model arguments that replace those of `given`, for one more view each.
+    video, question
+        A file, and what is asked about it.
+    layers
+        ``all``, or numbers and ranges (``0,4-7``): one view each, ranked at that layer; None for the reference layer.
+    max_new_tokens
+        Of an answer.
+
+    Raises
+    ------
+    OptionError, VideoError
+        If something of that cannot be had.
+    """
+    if complaint := file_complaint(video):
+        raise OptionError(f"{video}: {complaint}")
+    if not question.strip():
+        raise OptionError("the question is empty, so there is nothing to rank by")
+    found: list[Shown] = []
+    for number, replaced in enumerate([{}, *map(model_args, compare)]):
+        arguments = {**model_args(given), **replaced}
+        for one in _views(model, arguments, video, question, None if number else layers, max_new_tokens):
+            _name_apart(found, one, replaced)
+            if found:
+                join(found, one)
+            else:
+                found = one
+    for each in found:
+        each.title = Path(video).name
+    return found
+
+
+def _views(
+    model: str, arguments: dict[str, Any], video: str, question: str, layers: str | None, max_new_tokens: int
+) -> list[list[Shown]]:
+    from lmms_eval import models  # some seconds
+
+    from lmms_flexselect.manifests import manifests
+
+    check_choice("--model", model, [manifest.model_id for manifest in manifests()])
+    with tempfile.TemporaryDirectory() as folder:
+        own = {**arguments, "dump_selection": folder, "strict": "true"}
+        line = ",".join(f"{name}={value}" for name, value in own.items())
+        made: Any = models.get_model(model).create_from_arg_string(line, {"batch_size": 1, "max_batch_size": None})
+        selector = made.options.selector
+        if layers is not None and selector != "reference":
+            raise OptionError(f"--layers {layers}: goes with selector=reference, not {selector}")
+        numbers = [made.options.reference_layer] if layers is None else parse_layers(layers, made.num_layers)
+        views = []
+        for layer in numbers:
+            name = selector
+            if selector == "reference":
+                made.rank_at(layer)
+                name += f", layer {layer}"
+            answer = _answer(made, video, question, max_new_tokens)
+            if not (dump := Path(folder) / f"{_TASK}__{_SPLIT}__0.npz").is_file():
+                raise OptionError(f"--model_args {line}: upstream's own model answers then, and nothing is selected")
+            seen = shown(dump, name)
+            for each in seen:
+                each.views[0].answer = answer
+            views.append(seen)
+    del made
+    gc.collect()  # the next model may need the room
+    return views
+
+
+def _answer(model: Any, video: str, question: str, max_new_tokens: int) -> str:
+    from lmms_eval.api.instance import Instance
+
+    model.task_dict[_TASK] = {_SPLIT: [None]}
+    content = [{"type": "video", "url": video}, {"type": "text", "text": question}]
+    generation = {"max_new_tokens": max_new_tokens, "do_sample": False, "temperature": 0}
+    document = (0, _TASK, _SPLIT)
+    if model.is_simple:
+        arguments: tuple[Any, ...] = (question, generation, lambda _: [video], *document)
+    else:
+        arguments = (question, lambda _: [{"role": "user", "content": content}], generation, *document)
+    request = Instance("generate_until", arguments, 0, {"task": _TASK, "doc_id": 0, "repeats": 1})
+    (answer,) = model.generate_until([request])
+    return str(getattr(answer, "text", answer))
+
+
+def parse_layers(text: str, num_layers: int) -> list[int]:
+    """``all``, or numbers and ranges, as layer numbers.
+
+    Raises
+    ------
+    OptionError
+        If it is none of that, or the model has no such layer.
+    """
+    if text == "all":
+        return list(range(num_layers))
+    numbers: list[int] = []
+    for part in text.split(","):
+        if not (found := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            raise OptionError(f"--layers {text}: give all, or numbers and ranges, such as 0,4-7")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if not numbers or max(numbers) >= num_layers:
+        raise OptionError(f"--layers {text}: this model has layers 0 to {num_layers - 1}")
+    return list(dict.fromkeys(numbers))
+
+
+def _name_apart(found: list[Shown], one: list[Shown], replaced: dict[str, Any]) -> None:
+    """Say of a compared view which arguments are other, unless its name says that already."""
+    others = [f"{name}={value}" for name, value in replaced.items() if name not in ("selector", "selector_path")]
+    names = {view.name for each in found[:1] for view in each.views}
+    for each in one:
+        for view in each.views:
+            if others or view.name in names:
+                view.name = ", ".join([view.name, *(others or ["again"])])
