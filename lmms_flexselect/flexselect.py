@@ -16,7 +16,7 @@ from lmms_flexselect.selectors import Selector
 
 @dataclass
 class Selection:
-    """What was kept of one prompt, and why.
+    """What was kept of one prompt, and why; on the CPU.
 
     Attributes
     ----------
@@ -102,45 +102,51 @@ class FlexSelect:
         OptionError
             If the budget does not leave one token for every frame set.
         """
-        keep = torch.ones(len(prompt), dtype=torch.bool, device=prompt.video.device)
-        visual = prompt.visual
-        scores = torch.full((len(prompt),), torch.nan, device=prompt.video.device)
-        frame_set = torch.zeros(len(prompt), dtype=torch.int64, device=prompt.video.device)
-        columns_of = [(prompt.video == v).nonzero().squeeze(-1) for v in range(prompt.num_videos)]
-        sizes = [len(columns) for columns in columns_of]
-        selecting = bool(columns_of) and self.selector is not None
+        keep = torch.ones(len(prompt), dtype=torch.bool)
+        visual_columns = prompt.visual.cpu().nonzero().squeeze(-1)
+        video, frame = (each.cpu()[visual_columns] for each in (prompt.video, prompt.frame))
+        frame_set = torch.zeros_like(frame)
+        found: list[tuple[Tensor, Tensor]] = []  # of the visual tokens numbered so, their scores
+        of_videos = [(video == number).nonzero().squeeze(-1) for number in range(prompt.num_videos)]
+        sizes = [len(tokens) for tokens in of_videos]
+        selecting = bool(of_videos) and self.selector is not None
         budgets = share_budget(self.token_budget, sizes) if selecting else sizes
         first_set = 0
-        for columns, budget in zip(columns_of, budgets, strict=True):
-            frames = prompt.frame[columns]
+        for tokens, budget in zip(of_videos, budgets, strict=True):
+            frames = frame[tokens]
             num_frames = int(frames.max()) + 1
             if self.round_budget:
-                budget = round_up(budget, len(columns) // num_frames)
-            sets = self._sets(frames, num_frames)
-            for number, members in enumerate(sets, start=first_set):
-                frame_set[columns[members]] = number
-            first_set += len(sets)
-            if self.selector is None or len(columns) <= budget:
+                budget = round_up(budget, len(tokens) // num_frames)
+            set_of_token, num_sets = self._sets(frames, num_frames)
+            frame_set[tokens] = set_of_token + first_set
+            first_set += num_sets
+            if self.selector is None or len(tokens) <= budget:
                 continue
-            quotas = set_quotas(budget, [int(members.sum()) for members in sets], self.budget_remainder)
-            kept, relevance = self.selector(prompt, columns, sets, quotas)
-            keep[columns] = kept
+            columns = visual_columns[tokens]
+            sets = [set_of_token == number for number in range(num_sets)]
+            set_sizes = torch.bincount(set_of_token, minlength=num_sets).tolist()
+            kept, relevance = self.selector(prompt, columns, sets, set_quotas(budget, set_sizes, self.budget_remainder))
+            keep[columns] = kept.cpu()
             if relevance is not None:
-                scores[columns] = relevance
+                found.append((tokens, relevance))
+        scores = torch.full((len(visual_columns),), torch.nan)
+        for tokens, relevance in found:
+            scores[tokens] = relevance.cpu()
         return Selection(
             prompt=prompt if bool(keep.all()) else prompt.keep(keep),
             keep=keep,
-            scores=scores[visual],
-            frame_set=frame_set[visual],
-            visual_columns=visual.nonzero().squeeze(-1),
-            visual_kept=keep[visual],
-            visual_frame=prompt.frame[visual],
-            visual_video=prompt.video[visual],
+            scores=scores,
+            frame_set=frame_set,
+            visual_columns=visual_columns,
+            visual_kept=keep[visual_columns],
+            visual_frame=frame,
+            visual_video=video,
         )
 
-    def _sets(self, frames: Tensor, num_frames: int) -> list[Tensor]:
-        set_of_frame = torch.empty(num_frames, dtype=torch.int64, device=frames.device)
+    def _sets(self, frames: Tensor, num_frames: int) -> tuple[Tensor, int]:
+        """The frame set of each token, and how many sets there are."""
+        set_of_frame = torch.empty(num_frames, dtype=torch.int64)
         frame_sets = interleaved_frame_sets(num_frames, self.max_frames_per_set)
         for number, members in enumerate(frame_sets):
-            set_of_frame[members.to(frames.device)] = number
-        return [set_of_frame[frames] == number for number in range(len(frame_sets))]
+            set_of_frame[members] = number
+        return set_of_frame[frames], len(frame_sets)

@@ -77,6 +77,11 @@ class FlexSelectOptions:
         Stop at a video that cannot be read; otherwise its sample is answered empty, counted and listed.
     dump_selection
         Folder that receives one ``.npz`` a sample with what was kept; None for none.
+    store_gpu_gib, store_cpu_gib
+        How much of each process's GPUs' and host's memory, in GiB, may hold what the questions about one video have in
+        common (its visual tokens, and what scoring makes of them); 0 and 0 computes everything anew for every
+        question. Answers are the same. At the paper's settings a video of a 7B model takes 5 GiB, of InternVL2.5-8B
+        8 GiB.
     """
 
     selector: str = "reference"
@@ -95,6 +100,8 @@ class FlexSelectOptions:
     dtype: str = "bfloat16"
     strict: bool = True
     dump_selection: str | None = None
+    store_gpu_gib: float = 4.0
+    store_cpu_gib: float = 8.0
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -108,6 +115,11 @@ class FlexSelectOptions:
                 setattr(self, name, whole_number(name, getattr(self, name), least))
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict}: must be true or false")
+        for name in ("store_gpu_gib", "store_cpu_gib"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise OptionError(f"{name}={value}: must be a number of GiB, 0 for none")
+            setattr(self, name, float(value))
         if self.seconds_per_unit is not None:
             if isinstance(self.seconds_per_unit, bool) or not isinstance(self.seconds_per_unit, (int, float)):
                 raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be sampled or a number of seconds")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ class VideoPrompt:
     """One sample's prompt, unpadded, with its visual tokens embedded.
 
     Visual tokens are a mask with a frame number per token, never one slice: there may be text between frames, and more
-    than one video.
+    than one video. All but `inputs_embeds` lies on the CPU, so that bookkeeping never waits for a GPU.
 
     Attributes
     ----------
@@ -43,6 +43,9 @@ class VideoPrompt:
     scorer
         The same prompt as a selector with embeddings of its own reads it: the same videos and as many visual tokens
         in the same order, perhaps other text tokens. None without one.
+    video_keys
+        What each video is known by: equal for equal visual tokens, None where that is not known. Empty if nothing
+        else may stand between the video and what is kept of it, an image for instance.
     """
 
     input_ids: Tensor
@@ -55,6 +58,7 @@ class VideoPrompt:
     closes_up: bool = False
     label: Tensor | None = None
     scorer: VideoPrompt | None = None
+    video_keys: tuple[Hashable | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -82,7 +86,7 @@ class VideoPrompt:
 
     def keep(self, mask: Tensor) -> VideoPrompt:
         """The prompt without the tokens where `mask` is false."""
-        columns = mask.nonzero().squeeze(-1)
+        columns = mask.to(self.input_ids.device).nonzero().squeeze(-1)
         positions = self.position_ids[:, : len(columns)] if self.closes_up else self.position_ids[:, columns]
         return replace(
             self,
@@ -110,11 +114,12 @@ def generation_inputs(prompts: list[VideoPrompt]) -> dict[str, Tensor]:
     -------
     dict
         ``input_ids`` and ``attention_mask`` ``(batch, longest)`` and ``inputs_embeds`` ``(batch, longest, hidden)``,
-        padded on the left. The ids are read by logits processors (repetition penalty) only.
+        padded on the left, all where the embeddings are. The ids are read by logits processors (repetition penalty)
+        only.
     """
     embeds = left_padded([p.inputs_embeds for p in prompts])
     return {
-        "input_ids": left_padded([p.input_ids for p in prompts]),
+        "input_ids": left_padded([p.input_ids for p in prompts]).to(embeds.device),
         "inputs_embeds": embeds,
         "attention_mask": left_padded([torch.ones_like(p.input_ids) for p in prompts]).to(embeds.device),
     }

@@ -1,7 +1,8 @@
 """Cross-modal relevance of visual tokens at one decoder layer (paper, equations 1 and 2).
 
 Two halves: `visual_relevance` is the maths on queries and keys; `queries_and_keys` reads those of one layer from an
-ordinary transformers decoder, running only the layers below it.
+ordinary transformers decoder, running only the layers below it. `lmms_flexselect.prefix` does the same in two steps, of
+which the first can be shared by questions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from transformers import AttentionInterface
 from lmms_flexselect.errors import OptionError
 
 REDUCTIONS = ("max", "mean")
+BLOCK = 2**24
+"""Attention weights that exist at once (64 MiB of float32): softmaxes are taken and reduced block by block."""
 
 
 def visual_relevance(
@@ -49,22 +52,61 @@ def visual_relevance(
     Tensor
         ``(visual tokens,)`` float32 on the device of `queries`.
     """
+    return relevance_of_sets(
+        queries[None], keys[None], query_columns, visual.nonzero().squeeze(-1)[None], scale, reduction
+    )[0]
+
+
+def relevance_of_sets(
+    queries: Tensor, keys: Tensor, query_columns: Tensor, visual_columns: Tensor, scale: float, reduction: str = "max"
+) -> Tensor:
+    """`visual_relevance` of several frame sets whose prompts are equally long.
+
+    Parameters
+    ----------
+    queries, keys, scale, reduction
+        As there, with an axis of sets in front.
+    query_columns
+        ``(text,)`` int64, the same in every set.
+    visual_columns
+        ``(sets, visual)`` int64: where the visual tokens of each set are.
+
+    Returns
+    -------
+    Tensor
+        ``(sets, visual)`` float32 on the device of `keys`.
+    """
     if reduction not in REDUCTIONS:
         raise OptionError(f"reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}")
-    heads, kv_heads = queries.shape[0], keys.shape[0]
-    unseen = torch.arange(keys.shape[1], device=keys.device)[None, :] > query_columns[:, None]
-    visual_columns = visual.nonzero().squeeze(-1)
-    relevance = torch.zeros(len(visual_columns), dtype=torch.float32, device=keys.device)
-    # One group of heads at a time: the largest temporary is (heads / kv_heads, text, tokens), whatever the model.
-    with torch.autocast(queries.device.type, enabled=False):  # float32 in a training step too
-        for group, key in zip(queries.view(kv_heads, heads // kv_heads, *queries.shape[1:]), keys, strict=True):
-            logits = torch.matmul(group.float(), key.float().T) * scale
-            attention = logits.masked_fill_(unseen, float("-inf")).softmax(-1)[..., visual_columns]
-            if reduction == "max":
-                relevance = torch.maximum(relevance, attention.amax((0, 1)))
-            else:
-                relevance = relevance + attention.sum((0, 1)) / (heads * queries.shape[1])
-    return relevance
+    (sets, heads, text, dim), (kv_heads, tokens) = queries.shape, keys.shape[1:3]
+    device = keys.device
+    # A key/value head of a set with the query heads that share it: all are independent of each other.
+    queries = queries.reshape(sets * kv_heads, heads // kv_heads, text, dim)
+    keys = keys.reshape(sets * kv_heads, tokens, dim)
+    unseen = torch.arange(tokens, device=device) > query_columns.to(device)[:, None]
+    a_row = heads // kv_heads * tokens
+    rows = max(1, min(text, BLOCK // a_row))
+    together = max(1, BLOCK // (a_row * rows))
+    reduced = []
+    with torch.autocast(device.type, enabled=False):  # float32 in a training step too
+        for some_queries, some_keys in zip(queries.split(together), keys.split(together), strict=True):
+            some_keys = some_keys.float().mT
+            found: Tensor | None = None
+            for some_rows, hidden in zip(some_queries.split(rows, dim=2), unseen.split(rows), strict=True):
+                logits = torch.bmm((some_rows.float() * scale).flatten(1, 2), some_keys)
+                logits = logits.unflatten(1, some_rows.shape[1:3])
+                attention = logits.masked_fill_(hidden, float("-inf")).softmax(-1)
+                if reduction == "max":
+                    highest = attention.amax((1, 2))
+                    found = highest if found is None else torch.maximum(found, highest)
+                else:
+                    share = attention.sum((1, 2)) / (heads * text)
+                    found = share if found is None else found + share
+            assert found is not None
+            reduced.append(found)
+        by_head = torch.cat(reduced).view(sets, kv_heads, tokens)
+        relevance = by_head.amax(1) if reduction == "max" else by_head.sum(1)
+    return relevance.gather(1, visual_columns.to(device))
 
 
 class _LayerReached(Exception):
@@ -84,7 +126,7 @@ AttentionInterface.register(_PROBE, _probe)
 
 
 @contextmanager
-def _reading_layer(attention: nn.Module, read: Callable[[Tensor, Tensor, float], None]) -> Any:
+def reading_layer(attention: nn.Module, read: Callable[[Tensor, Tensor, float], None]) -> Any:
     """Let this one attention module hand its queries and keys to `read` and stop; undone on the way out."""
     own_config = attention.config
     attention.config = copy.copy(own_config)
@@ -131,7 +173,7 @@ def queries_and_keys(
     read: list[tuple[Tensor, Tensor, float]] = []
     positions = position_ids.to(inputs_embeds.device)
     positions = positions[:, None] if len(positions) > 1 else positions
-    with _reading_layer(layers[layer].self_attn, lambda q, k, scale: read.append((q[0], k[0], scale))):
+    with reading_layer(layers[layer].self_attn, lambda q, k, scale: read.append((q[0], k[0], scale))):
         decoder(
             inputs_embeds=inputs_embeds[None],
             position_ids=positions,

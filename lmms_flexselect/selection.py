@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 
@@ -88,18 +88,56 @@ def top_k_mask(scores: Tensor, k: int) -> Tensor:
     Returns
     -------
     Tensor
-        ``(tokens,)`` bool with exactly `k` true entries.
+        ``(tokens,)`` bool on the CPU with exactly `k` true entries.
 
     Raises
     ------
     FlexSelectError
         If a score is not finite: ranking NaNs would keep arbitrary tokens and nobody would notice.
     """
-    if not bool(torch.isfinite(scores).all()):
+    return best_of_sets(scores, [torch.arange(len(scores))], [k])
+
+
+def best_of_sets(scores: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]) -> Tensor:
+    """Mark the highest scores of each frame set; of equal scores the lower index wins.
+
+    All sets are ranked at once where the scores are, and the result is read back once.
+
+    Parameters
+    ----------
+    scores
+        ``(tokens,)`` float32 on any device.
+    sets
+        Indices ``(tokens of the set,)`` int64 into `scores`, ascending; no token is in two of them.
+    quotas
+        How many tokens of each set are marked, no more than it has.
+
+    Returns
+    -------
+    Tensor
+        ``(tokens,)`` bool on the CPU.
+
+    Raises
+    ------
+    FlexSelectError
+        If a score is not finite.
+    """
+    order, sizes = torch.cat(list(sets)), [len(members) for members in sets]
+    in_order = scores[order.to(scores.device)]
+    of_sets = nn.utils.rnn.pad_sequence(list(in_order.split(sizes)), batch_first=True, padding_value=float("-inf"))
+    quota = torch.tensor(quotas, device=scores.device)[:, None]
+    best = of_sets.topk(max(1, *quotas), dim=1).values
+    # The lowest score that stays, and how many of those equal to it do.
+    lowest = best.gather(1, (quota - 1).clamp(min=0)).masked_fill(quota == 0, float("inf"))
+    above, equal = of_sets > lowest, of_sets == lowest
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= quota - above.sum(1, keepdim=True)))
+    in_order_chosen = torch.cat([row[:size] for row, size in zip(chosen, sizes, strict=True)])
+    # The one time that the CPU waits for the GPU.
+    result = torch.cat([in_order_chosen, torch.isfinite(scores).all()[None]]).cpu()
+    if not bool(result[-1]):
         raise FlexSelectError("relevance scores are not finite; the model overflows in this dtype (try dtype=bfloat16)")
-    order = torch.sort(scores, descending=True, stable=True).indices
-    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    keep[order[:k]] = True
+    keep = torch.zeros(len(scores), dtype=torch.bool)
+    keep[order] = result[:-1]
     return keep
 
 

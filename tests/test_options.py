@@ -27,6 +27,8 @@ DEFAULTS = {
     "dtype": "bfloat16",
     "strict": True,
     "dump_selection": None,
+    "store_gpu_gib": 4.0,
+    "store_cpu_gib": 8.0,
 }
 ALLOWED = {
     "selector": ["reference", "lite", "uniform", "random", "none"],
@@ -115,6 +117,13 @@ def test_seconds_are_positive(value):
 def test_seconds_are_a_number(value):
     text = complaint(FlexSelectOptions, seconds_per_unit=value)
     assert text == f"seconds_per_unit={value}: must be sampled or a number of seconds"
+
+
+@pytest.mark.parametrize("value", [-1, True, "all", float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["store_gpu_gib", "store_cpu_gib"])
+def test_what_a_store_may_hold(name, value):
+    assert complaint(FlexSelectOptions, **{name: value}) == f"{name}={value}: must be a number of GiB, 0 for none"
+    assert FlexSelectOptions.resolve({name: 0}, {}).to_dict()[name] == 0.0
 
 
 @pytest.mark.parametrize("value", ["true", "yes", 1, 0, None])

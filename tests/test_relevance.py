@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmms_flexselect import relevance as relevance_module
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.relevance import queries_and_keys, visual_relevance
+from lmms_flexselect.relevance import queries_and_keys, relevance_of_sets, visual_relevance
 from tests.support.oracle import grouped_query_relevance
 from tests.support.random_models import DECODERS, HIDDEN, LAYERS, decoder
 
@@ -57,6 +59,45 @@ def test_an_unknown_reduction_is_refused():
     queries, keys, rows, visual = random_attention(4, 2)
     with pytest.raises(OptionError, match=r"^reduction='median': must be one of max, mean$"):
         visual_relevance(queries, keys, rows, visual, 1.0, "median")
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest floating-point tensor had that came out of an operation."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for each in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(each, torch.Tensor) and each.is_floating_point() and each._base is None:
+                self.numbers = max(self.numbers, each.numel())
+        return output
+
+
+def some_sets(sets=3, heads=6, kv_heads=2, text=5):
+    generator = torch.Generator().manual_seed(5)
+    queries = torch.randn(sets, heads, text, DIM, generator=generator)
+    keys = torch.randn(sets, kv_heads, TOKENS, DIM, generator=generator)
+    visual = torch.stack([torch.randperm(TOKENS - text, generator=generator)[:9].sort().values for _ in range(sets)])
+    return queries, keys, torch.arange(TOKENS - text, TOKENS), visual
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+@pytest.mark.parametrize("block", [1, 2 * 3 * TOKENS, 5 * 3 * TOKENS, 4 * 5 * 3 * TOKENS, 2**24])
+def test_blocks_change_nothing_but_memory(block, reduction, monkeypatch):
+    queries, keys, rows, columns = some_sets()
+    monkeypatch.setattr(relevance_module, "BLOCK", block)
+    with Largest() as largest:
+        actual = relevance_of_sets(queries, keys, rows, columns, DIM**-0.5, reduction)
+    # At least one row of the heads that share a key; all else has no axis of text.
+    assert largest.numbers <= max(block, 3 * TOKENS, keys.numel(), queries.numel())
+    for number in range(len(queries)):
+        wanted = grouped_query_relevance(
+            queries[number], keys[number], rows.tolist(), columns[number].tolist(), DIM**-0.5, reduction
+        )
+        torch.testing.assert_close(
+            actual[number].double(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-5, atol=0
+        )
 
 
 def prompt_for(kind):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.selectors import Lite, ReferenceLayer
+from lmms_flexselect.store import VideoStore
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,33 @@ class Tower:
     spatial_merge_size: int | None = None
 
 
+@dataclass(frozen=True)
+class VisualTokens:
+    """A video's visual tokens.
+
+    Attributes
+    ----------
+    model
+        ``(tokens, hidden)`` as the model has them.
+    selector
+        ``(tokens, hidden of the selector)`` as a FlexSelect-Lite selector has them; None without one.
+    """
+
+    model: Tensor
+    selector: Tensor | None
+
+
 class Family:
     """How one VideoLLM is read; a family adds ``prompts(inputs)``, ``generate(prompts)`` and ``tower``.
+
+    The inputs of every family's `prompts` may name their videos, so that a video's next question finds what was
+    computed for the last one:
+
+    video_keys
+        One hashable a video, in the order of the videos, all prompts of the batch counted through: equal for equal
+        frames, equally sampled and sized. None for a video that is not known.
+    left_out
+        One bool a video: whether its pixels are left out of the inputs, since `has_video` said so.
 
     Attributes
     ----------
@@ -47,11 +74,15 @@ class Family:
         Whether the reference rounds this family's budget up to whole frames (see `FlexSelect`).
     selector
         A FlexSelect-Lite selector's module (see `lmms_flexselect.lite`): prompts then hold what it reads.
+    store
+        Keeps visual tokens, and, for the selectors made after it was set, what scoring makes of them; None keeps
+        nothing. Results are the same with and without.
     """
 
     model: Any
     round_budget: ClassVar[bool] = False
     selector: Any = None
+    store: VideoStore | None = None
 
     @property
     def decoder(self) -> nn.Module:
@@ -60,17 +91,98 @@ class Family:
 
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""
-        return ReferenceLayer(self.decoder, layer, reduction)
+        return ReferenceLayer(self.decoder, layer, reduction, self.store)
 
     def lite(self, selector: Any, reduction: str = "max") -> Lite:
         """FlexSelect-Lite: from now on every prompt is made for `selector` too, from one run of the tower."""
         self.selector = selector
-        return Lite(selector.decoder, reduction)
+        return Lite(selector.decoder, reduction, self.store)
 
     def selector_tokens(self, features: Tensor) -> Tensor:
         """Visual tokens as the selector has them, of what the model's own projector has read."""
         own = self.selector.get_input_embeddings().weight
         return self.selector.project(features.to(own.device, own.dtype))
+
+    def has_video(self, key: Hashable) -> bool:
+        """Whether a prompt about this video can be made without its pixels (see `left_out` above)."""
+        return self.store is not None and key is not None and self._features_name(key) in self.store
+
+    def visual_tokens(
+        self, keys: Sequence[Hashable], left_out: Sequence[bool], encode: Callable[[list[int]], list[VisualTokens]]
+    ) -> list[VisualTokens]:
+        """The visual tokens of some media: what is kept of them, or else what is made of them, kept from then on.
+
+        Parameters
+        ----------
+        keys, left_out
+            One each a medium, see above.
+        encode
+            Makes those of the media with these numbers, in this order.
+
+        Raises
+        ------
+        FlexSelectError
+            If nothing is kept of one whose pixels are left out.
+        """
+        store = None if torch.is_grad_enabled() else self.store
+        found: dict[int, VisualTokens] = {}
+        first: dict[Hashable, int] = {}  # of media to encode that a batch asks about more than once
+        if store is not None:
+            for number, key in enumerate(keys):
+                if key is not None and (kept := store.get(self._features_name(key))) is not None:
+                    found[number] = VisualTokens(*kept)
+                elif key is not None and not left_out[number]:
+                    first.setdefault(key, number)
+        missing = [
+            number for number, key in enumerate(keys) if number not in found and first.get(key, number) == number
+        ]
+        for number in missing:
+            if left_out[number]:
+                raise FlexSelectError(f"video {keys[number]}: its pixels are left out, and nothing of it is kept")
+        found |= zip(missing, encode(missing) if missing else [], strict=True)
+        for number in missing:
+            if store is not None and keys[number] is not None:
+                store.put(self._features_name(keys[number]), (found[number].model, found[number].selector))
+        return [found[number] if number in found else found[first[key]] for number, key in enumerate(keys)]
+
+    def _features_name(self, key: Hashable) -> tuple[Hashable, ...]:
+        return (key, "visual tokens", id(self.model), None if self.selector is None else id(self.selector))
+
+
+def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:
+    """The keys of a batch's videos, and whether their pixels are left out (see `Family`).
+
+    Raises
+    ------
+    FlexSelectError
+        If there are not as many as videos.
+    """
+    keys, left_out = (list(inputs.get(name) or [nothing] * videos) for name, nothing in _OF_VIDEOS)
+    if not len(keys) == len(left_out) == videos:
+        raise FlexSelectError(
+            f"{videos} video(s) in the prompts, {len(keys)} video_keys and {len(left_out)} left_out: give one a video"
+        )
+    return keys, left_out
+
+
+_OF_VIDEOS: tuple[tuple[str, Any], ...] = (("video_keys", None), ("left_out", False))
+
+
+def giving_way(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a family's method: where a GPU runs out of memory, what is kept of videos leaves it; then another try."""
+
+    @functools.wraps(method)
+    def wrapped(self: Family, *arguments: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *arguments, **kwargs)
+        except torch.OutOfMemoryError:
+            if self.store is None or not self.store.leave_gpu():
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return method(self, *arguments, **kwargs)
+
+    return wrapped
 
 
 def gradients_for_selector(prompts: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.families.family import Family, Tower, gradients_for_selector, reading_inputs
+from lmms_flexselect.families.family import (
+    Family,
+    Tower,
+    VisualTokens,
+    described,
+    giving_way,
+    gradients_for_selector,
+    reading_inputs,
+)
 from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 
 IMAGE_MARKS = ("compete", "stay")
@@ -58,6 +67,7 @@ class InternVL(Family):
         width = config.vision_config.hidden_size * round(config.downsample_ratio**-2)
         return Tower("internvl_hf", width)
 
+    @giving_way
     @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
@@ -69,23 +79,66 @@ class InternVL(Family):
             all images and frames in their order; ``token_video`` and ``token_frame`` ``(batch, tokens)`` int64: video
             and frame that a token belongs to, its label (``Frame7: ``) and marks too, counted from 0; -1 elsewhere.
             For a selector ``selector_ids``, ``selector_video`` and ``selector_frame`` too: the same prompts by its
-            own tokenizer.
+            own tokenizer. ``video_keys`` and ``left_out`` (see `Family`): the tiles of a video that is left out are
+            not among ``pixel_values``.
         """
-        features, own = self._features(inputs.get("pixel_values"))
+        keys, found = self._media(inputs)
+        features = [tokens.model for tokens in found]
         marks = (self.model.config.image_token_id, *self.mark_ids)
         prompts = self._rows(inputs, "input_ids", "token_", self.model.get_input_embeddings(), features, marks)
         if self.selector is not None:
+            own = [tokens.selector for tokens in found if tokens.selector is not None]
             read = self._rows(inputs, "selector_ids", "selector_", self.selector.embed, own, self.selector_mark_ids)
             prompts = [
                 replace(self._shifted(prompt, scorer) if self.shift_window else prompt, scorer=scorer)
                 for prompt, scorer in zip(prompts, read, strict=True)
             ]
+        for prompt, of_prompt in zip(prompts, keys, strict=True):
+            prompt.video_keys = of_prompt
+            if prompt.scorer is not None:
+                prompt.scorer.video_keys = of_prompt
         return prompts
 
-    def _features(self, pixels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Visual tokens ``(tokens, hidden)``, as the model and as the selector has them."""
-        if pixels is None:
-            return None, None
+    def _media(self, inputs: Mapping[str, Any]) -> tuple[list[tuple[Hashable, ...]], list[VisualTokens]]:
+        """What the videos of each prompt are known by, and all images' and videos' visual tokens in their order."""
+        ids = inputs["input_ids"].cpu()
+        video = inputs.get("token_video", torch.full_like(ids, -1)).cpu()
+        length = self.model.config.image_seq_length
+        # Of every tile: its prompt, and its video there.
+        tiles = (ids == self.model.config.image_token_id).nonzero()[::length].tolist()
+        owners = [(row, int(video[row, column])) for row, column in tiles]
+        media = [(owner, len(list(group))) for owner, group in groupby(owners)]
+        videos = [owner for owner, _ in media if owner[1] >= 0]
+        keys, left_out = described(inputs, len(videos))
+        pixels = inputs.get("pixel_values")
+        given = sum(count for owner, count in media if owner[1] < 0 or not left_out[videos.index(owner)])
+        if (of_pixels := 0 if pixels is None else len(pixels)) != given:
+            raise FlexSelectError(
+                f"the prompts have places for {given * length} visual tokens; the pixels make {of_pixels * length}"
+            )
+        numbers = [videos.index(owner) if owner[1] >= 0 else None for owner, _ in media]
+        of_media = [None if n is None else keys[n] for n in numbers]
+        out_of_media = [n is not None and left_out[n] for n in numbers]
+        sizes = [0 if out else count for (_, count), out in zip(media, out_of_media, strict=True)]
+
+        def encode(some: list[int]) -> list[VisualTokens]:
+            parts = inputs["pixel_values"].split(sizes)
+            tiles = inputs["pixel_values"] if len(some) == len(media) else torch.cat([parts[n] for n in some])
+            model, selector = self._encode(tiles)
+            tokens = [sizes[n] * length for n in some]
+            own = [None] * len(some) if selector is None else selector.split(tokens)
+            return list(starmap(VisualTokens, zip(model.split(tokens), own, strict=True)))
+
+        found = self.visual_tokens(of_media, out_of_media, encode)
+        with_images = {row for row, of_video in owners if of_video < 0}  # whose tokens are not told by their ids
+        known = zip(videos, keys, strict=True)
+        of_rows: list[list[Hashable]] = [[] for _ in ids]
+        for (row, _), key in known:
+            of_rows[row].append(key)
+        return [() if row in with_images else tuple(own) for row, own in enumerate(of_rows)], found
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Visual tokens ``(tokens, hidden)`` of some tiles, as the model and as the selector has them."""
         tokens, of_selector = [], []
         for chunk in pixels.split(self.tiles_per_chunk):
             with reading_inputs(self.model.model.multi_modal_projector) as read:
@@ -95,23 +148,24 @@ class InternVL(Family):
         return torch.cat(tokens), torch.cat(of_selector) if of_selector else None
 
     def _rows(
-        self, inputs: Mapping[str, Any], ids_name: str, prefix: str, embed: Any, features: Tensor | None, marks: Any
+        self, inputs: Mapping[str, Any], ids_name: str, prefix: str, embed: Any, features: list[Tensor], marks: Any
     ) -> list[VideoPrompt]:
-        ids = inputs[ids_name]
-        embeds = embed(ids)
-        if features is not None:
-            mask = (ids == marks[0]).to(embeds.device)
-            if (places := int(mask.sum())) != len(features):
+        ids = inputs[ids_name].cpu()
+        embeds = embed(inputs[ids_name])
+        if features:
+            places = (ids == marks[0]).flatten().nonzero().squeeze(-1)
+            found = torch.cat([each.to(embeds.device, embeds.dtype) for each in features])
+            if len(places) != len(found):
                 raise FlexSelectError(
-                    f"the prompts have places for {places} visual tokens; the pixels make {len(features)}"
+                    f"the prompts have places for {len(places)} visual tokens; the pixels make {len(found)}"
                 )
-            embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
+            embeds.flatten(0, 1).index_copy_(0, places.to(embeds.device), found)
         ones, none = torch.ones_like(ids), torch.full_like(ids, -1)
         real = inputs.get("attention_mask", ones) if ids_name == "input_ids" else ones
-        video, frame = (inputs.get(f"{prefix}{name}", none) for name in ("video", "frame"))
+        video, frame = (inputs.get(f"{prefix}{name}", none).cpu() for name in ("video", "frame"))
         return [
-            self._prompt(row[keep], each[keep.to(each.device)], v[keep], f[keep], marks)
-            for row, each, v, f, keep in zip(ids, embeds, video, frame, real.bool(), strict=True)
+            self._prompt(row[keep], each[keep.nonzero().squeeze(-1).to(each.device)], v[keep], f[keep], marks)
+            for row, each, v, f, keep in zip(ids, embeds, video, frame, real.cpu().bool(), strict=True)
         ]
 
     def _prompt(
@@ -151,6 +205,7 @@ class InternVL(Family):
         video[places], frame[places] = prompt.video[columns], prompt.frame[columns]
         return replace(prompt, video=video, frame=frame, label=None)
 
+    @giving_way
     @torch.no_grad()
     def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
         """Answer a batch of prompts with the unchanged model, from positions ``0 .. tokens-1`` on.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,15 @@ from transformers import Qwen2Tokenizer
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
-from lmms_flexselect.families.family import Family, Tower, gradients_for_selector, reading_inputs
+from lmms_flexselect.families.family import (
+    Family,
+    Tower,
+    VisualTokens,
+    described,
+    giving_way,
+    gradients_for_selector,
+    reading_inputs,
+)
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.loading import load_tokenizer, load_whole
@@ -90,6 +99,7 @@ class LlavaVideo(Family):
         pooling = {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
         return Tower("llava_vid", config.vision_config.hidden_size, pooling)
 
+    @giving_way
     @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
@@ -101,7 +111,7 @@ class LlavaVideo(Family):
         inputs
             ``input_ids`` ``(batch, tokens)`` with `VIDEO_TOKEN` once where each video belongs; ``attention_mask``
             of the same shape, if rows are padded; ``videos``, one ``(frames, height, width, 3)`` uint8 tensor for
-            each mark, in their order.
+            each mark, in their order, None for one that is left out; ``video_keys`` and ``left_out`` (see `Family`).
 
         Raises
         ------
@@ -109,53 +119,65 @@ class LlavaVideo(Family):
             If marks and videos do not match in number.
         """
         ids = inputs["input_ids"]
+        on_cpu = ids.cpu()
         videos = list(inputs.get("videos") or [])
-        marks = int((ids == VIDEO_TOKEN).sum())
+        marks = int((on_cpu == VIDEO_TOKEN).sum())
         if marks != len(videos):
             raise FlexSelectError(f"the prompts have {marks} place(s) for a video, and there are {len(videos)} videos")
-        padding = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        waiting = iter(videos)
-        return [self._prompt(row[real], waiting) for row, real in zip(ids, padding, strict=True)]
+        keys, left_out = described(inputs, marks)
+        padding = inputs.get("attention_mask", torch.ones_like(on_cpu)).cpu().bool()
+        found = self.visual_tokens(keys, left_out, lambda some: [self._encode(videos[n], ids.device) for n in some])
+        waiting = zip(keys, found, strict=True)
+        return [self._prompt(row[real], ids.device, waiting) for row, real in zip(on_cpu, padding, strict=True)]
 
-    def _prompt(self, ids: Tensor, waiting: Any) -> VideoPrompt:
+    def _prompt(
+        self, ids: Tensor, device: torch.device, waiting: Iterator[tuple[Hashable, VisualTokens]]
+    ) -> VideoPrompt:
         rows, columns = self.model.model.grid
-        own = [next(waiting) for _ in range(int((ids == VIDEO_TOKEN).sum()))]
+        keyed = list(islice(waiting, int((ids == VIDEO_TOKEN).sum())))
+        keys, own = tuple(key for key, _ in keyed), [tokens for _, tokens in keyed]
         sizes = torch.ones_like(ids)
-        sizes[ids == VIDEO_TOKEN] = torch.tensor([len(v) * rows * columns for v in own], dtype=ids.dtype).to(ids.device)
+        sizes[ids == VIDEO_TOKEN] = torch.tensor([len(tokens.model) for tokens in own], dtype=ids.dtype)
         expanded = ids.repeat_interleave(sizes)
         video = torch.full_like(expanded, -1)
         frame = torch.full_like(expanded, -1)
-        embeds = self.model.get_input_embeddings()(expanded.clamp(min=0))
-        of_selector = None if self.selector is None else self.selector.embed(expanded.clamp(min=0))
+        spoken = expanded.clamp(min=0).to(device)
+        embeds = self.model.get_input_embeddings()(spoken)
+        of_selector = None if self.selector is None else self.selector.embed(spoken)
         grids = []
         places = sizes.cumsum(0) - sizes
-        for number, (frames, place) in enumerate(zip(own, places[ids == VIDEO_TOKEN].tolist(), strict=True)):
-            grids.append((len(frames), rows, columns))
-            behind = place
-            for chunk in frames.split(self.frames_per_chunk):
-                features, seen = self._encode(chunk, embeds)
-                embeds[behind : behind + len(features)] = features
-                if of_selector is not None and seen is not None:
-                    of_selector[behind : behind + len(seen)] = seen
-                behind += len(features)
+        for number, (tokens, place) in enumerate(zip(own, places[ids == VIDEO_TOKEN].tolist(), strict=True)):
+            behind = place + len(tokens.model)
+            grids.append((len(tokens.model) // (rows * columns), rows, columns))
+            embeds[place:behind] = tokens.model.to(embeds.device)
+            if of_selector is not None and tokens.selector is not None:
+                of_selector[place:behind] = tokens.selector.to(of_selector.device)
             video[place:behind] = number
-            frame[place:behind] = torch.arange(len(frames), device=ids.device).repeat_interleave(rows * columns)
+            frame[place:behind] = torch.arange(grids[-1][0]).repeat_interleave(rows * columns)
 
         positions = consecutive(torch.ones_like(expanded))
-        prompt = VideoPrompt(expanded, embeds, positions, video, frame, grids, consecutive, closes_up=True)
+        prompt = VideoPrompt(
+            expanded, embeds, positions, video, frame, grids, consecutive, closes_up=True, video_keys=keys
+        )
         if of_selector is not None:
             prompt.scorer = replace(prompt, inputs_embeds=of_selector)
         return prompt
 
-    def _encode(self, frames: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Visual tokens ``(tokens, hidden)`` of some frames, as `like` is, and as the selector has them."""
-        pixels = pixel_values(frames.cpu(), self.model.config.vision_config.image_size)
-        # With the model over several devices, accelerate's hooks take the pixels on to where the tower lies.
-        with reading_inputs(self.model.model.mm_projector) as read:
-            tokens = self.model.model.encode_frames(pixels.to(like.device, like.dtype)).to(like.device, like.dtype)
-        own = None if self.selector is None else self.selector_tokens(read[0]).flatten(0, 1)
-        return tokens.flatten(0, 1), own
+    def _encode(self, frames: Tensor, device: torch.device) -> VisualTokens:
+        """The visual tokens of a video, from frames ``(frames, height, width, 3)`` uint8."""
+        size, dtype = self.model.config.vision_config.image_size, self.model.dtype
+        tokens, of_selector = [], []
+        for chunk in frames.split(self.frames_per_chunk):
+            pixels = pixel_values(chunk.cpu(), size)
+            # With the model over several devices, accelerate's hooks take the pixels on to where the tower lies.
+            with reading_inputs(self.model.model.mm_projector[0]) as read:
+                found = self.model.model.encode_frames(pixels.to(device, dtype))
+            tokens.append(found.to(device, dtype).flatten(0, 1))
+            if self.selector is not None:
+                of_selector.append(self.selector_tokens(read[0]).flatten(0, 1))
+        return VisualTokens(torch.cat(tokens), torch.cat(of_selector) if of_selector else None)
 
+    @giving_way
     @torch.no_grad()
     def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
         """Answer a batch of prompts with the unchanged model, from positions ``0 .. tokens-1`` on.
@@ -172,6 +194,7 @@ class LlavaVideo(Family):
         del inputs["input_ids"]
         return list(self.model.generate(**inputs, **generate_kwargs))
 
+    @giving_way
     @torch.no_grad()
     def continuation_logits(self, prompt: VideoPrompt, continuation: Tensor) -> Tensor:
         """What the model predicts for each token of a text put behind a prompt.

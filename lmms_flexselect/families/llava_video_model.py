@@ -148,24 +148,34 @@ def pooled_rows(side: int, mode: str, stride: int) -> int:
     return math.ceil(side / stride) if mode == "bilinear" else side // stride
 
 
-def pooled_with_newlines(features: Tensor, newline: Tensor, mode: str, stride: int) -> Tensor:
-    """Projected features ``(frames, patches, hidden)`` pooled, with `newline` ``(hidden,)`` behind every row.
+def projected(projector: Any, features: Tensor, newline: Tensor, mode: str, stride: int) -> Tensor:
+    """Visual tokens of a tower's features ``(frames, patches, tower)``, with `newline` ``(hidden,)`` behind every row.
+
+    Pooling is a mean with weights, and so may come before the last, linear, step of the two-layer projector as well as
+    after it, where the original has it; a quarter of the tokens go through that step then.
 
     Returns
     -------
     Tensor
         ``(frames, rows * (columns + 1), hidden)``.
     """
-    frames, patches, hidden = features.shape
+    first, activation, last = projector
+    pooled = last(_pooled(activation(first(features)), mode, stride))
+    frames, rows, _, hidden = pooled.shape
+    return torch.cat([pooled, newline.to(pooled.device).expand(frames, rows, 1, hidden)], dim=2).flatten(1, 2)
+
+
+def _pooled(features: Tensor, mode: str, stride: int) -> Tensor:
+    """``(frames, patches, width)`` to ``(frames, rows, rows, width)``."""
+    frames, patches, width = features.shape
     side = math.isqrt(patches)
-    rows = pooled_rows(side, mode, stride)
-    features = features.view(frames, side, side, hidden).permute(0, 3, 1, 2)
+    features = features.view(frames, side, side, width).permute(0, 3, 1, 2)
     if mode == "bilinear":
+        rows = pooled_rows(side, mode, stride)
         features = F.interpolate(features.contiguous(), size=(rows, rows), mode="bilinear")
     else:
         features = F.avg_pool2d(features, stride)
-    features = features.permute(0, 2, 3, 1)
-    return torch.cat([features, newline.to(features.device).expand(frames, rows, 1, hidden)], dim=2).flatten(1, 2)
+    return features.permute(0, 2, 3, 1)
 
 
 class _SiglipTower(SiglipPreTrainedModel):
@@ -225,9 +235,9 @@ class LlavaVideoModel(Qwen2Model):
             ``(frames, rows * (columns + 1), hidden)`` in the model's dtype; 210 tokens a frame for 384 pixels and
             bilinear pooling, 182 for average pooling.
         """
-        features = self.mm_projector(self.vision_tower["vision_tower"]["vision_model"](pixel_values))
+        features = self.vision_tower["vision_tower"]["vision_model"](pixel_values)
         pooling = (self.config.mm_spatial_pool_mode, self.config.mm_spatial_pool_stride)
-        return pooled_with_newlines(features, self.image_newline, *pooling)
+        return projected(self.mm_projector, features, self.image_newline, *pooling)
 
 
 class LlavaVideoForCausalLM(Qwen2ForCausalLM):

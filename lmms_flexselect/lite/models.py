@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMerger, Qwen2_5_VLTextModel
 
-from lmms_flexselect.families.llava_video_model import pooled_with_newlines
+from lmms_flexselect.families.llava_video_model import projected
 
 
 class _DecoderItself:
@@ -56,7 +56,7 @@ class LlavaVideoSelector(_DecoderItself, Qwen2Model):
     def project(self, features: Tensor) -> Tensor:
         """``(frames, patches, tower)`` to ``(frames, tokens, hidden)``, newlines included."""
         pooling = (self.config.mm_spatial_pool_mode, self.config.mm_spatial_pool_stride)
-        return pooled_with_newlines(self.mm_projector(features), self.image_newline, *pooling)
+        return projected(self.mm_projector, features, self.image_newline, *pooling)
 
 
 class Qwen2_5_VLSelector(_DecoderItself, Qwen2_5_VLTextModel):

@@ -28,6 +28,7 @@ from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.selectors import Random, Selector, Uniform
+from lmms_flexselect.store import VideoStore
 from lmms_flexselect.video_file import file_complaint
 
 
@@ -51,6 +52,8 @@ class FlexSelectPlugin(lmms):
             use_upstream_prompts()
             self._load(upstream_args)
             family = self._family(super().model)
+            if self.options.store_gpu_gib or self.options.store_cpu_gib:
+                family.store = VideoStore(self.options.store_gpu_gib, self.options.store_cpu_gib)
             selector = self._selector(family)
         except FlexSelectError as error:
             _stop(error)

@@ -4,6 +4,8 @@ A selector is called with one video of a prompt and says what to keep of it::
 
     keep, scores = selector(prompt, columns, sets, quotas)
 
+Where nothing else is said, tensors are on the CPU: bookkeeping never waits for a GPU.
+
 columns
     ``(visual,)`` int64: where the video's tokens stand in the prompt.
 sets
@@ -13,7 +15,7 @@ quotas
 keep
     ``(visual,)`` bool.
 scores
-    ``(visual,)`` float32 relevance, or None where the selector does not score.
+    ``(visual,)`` float32 relevance on any device, or None where the selector does not score.
 """
 
 from __future__ import annotations

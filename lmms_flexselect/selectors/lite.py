@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors.reference_layer import ReferenceLayer
+from lmms_flexselect.store import VideoStore
 
 
 @dataclass
@@ -22,10 +24,17 @@ class Lite:
         The selector's; its layers below the last run, the last one's queries and keys give the score.
     reduction
         ``"max"`` or ``"mean"`` over heads and text tokens.
+    store
+        See `ReferenceLayer`.
     """
 
     decoder: nn.Module
     reduction: str = "max"
+    store: VideoStore | None = None
+
+    def __post_init__(self) -> None:
+        layers: Any = self.decoder.layers
+        self._last = ReferenceLayer(self.decoder, len(layers) - 1, self.reduction, self.store)
 
     def __call__(
         self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
@@ -35,6 +44,4 @@ class Lite:
             raise FlexSelectError("this prompt was made without a selector; load it into the family first")
         video = prompt.video[columns[0]]
         own = (prompt.scorer.video == video).nonzero().squeeze(-1)
-        return ReferenceLayer(self.decoder, len(self.decoder.layers) - 1, self.reduction)(
-            prompt.scorer, own, sets, quotas
-        )
+        return self._last(prompt.scorer, own, sets, quotas)

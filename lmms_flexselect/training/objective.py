@@ -67,7 +67,8 @@ class Teacher:
     def scores(self, prompt: VideoPrompt) -> Tensor:
         """Relevance of the first video's tokens as one frame set: ``(visual,)`` float32."""
         columns = (prompt.video == 0).nonzero().squeeze(-1)
-        return self.family.reference_layer(self.layer, self.reduction).relevance(prompt, columns)
+        whole = [torch.arange(len(columns))]
+        return self.family.reference_layer(self.layer, self.reduction).scores(prompt, columns, whole)
 
 
 class RankSupervision(nn.Module):

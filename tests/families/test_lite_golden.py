@@ -105,10 +105,10 @@ def test_the_references_scores_choice_and_answer(tmp_path, folder, vectors, conf
             members = selection.frame_set == number
             assert selection.visual_frame[members].unique().tolist() == golden[f"frames_set{number}"].tolist()
             got, want = selection.scores[members], torch.from_numpy(golden[f"{prefix}scores_set{number}"])
-            # The vectors are float32 themselves: InternVL's lie 1.0e-5 off a float64 run of the same model, ours 3.6e-6
-            # at most, so that no bound of 1e-5 between the two can hold on every processor.
+            # The vectors are float32 themselves: InternVL's lie 1.0e-5 (as a set) and 9e-5 (singly) off a float64 run of
+            # the same model on some processors, ours 3.6e-6 as a set.
             assert float((got - want).norm() / want.norm()) < 1.5e-5
-            torch.testing.assert_close(got, want, rtol=5e-5, atol=0)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
         final = selection.prompt
         np.testing.assert_array_equal(final.position_ids, golden[f"{prefix}final_position_ids"].reshape(-1, len(final)))
         embeds = torch.from_numpy(golden[f"{prefix}final_inputs_embeds"][0])

@@ -234,7 +234,7 @@ def test_internvls_features_go_through_a_perceptron():
     family, plain = internvl()
     pixels = pixels_of([Token(0, "context")] * 12)
     wanted = internvl_embeds(plain, [Token(1, "context")] * 12, pixels)
-    _, tokens = family._features(pixels)
+    _, tokens = family._encode(pixels)
     assert tokens is not None
     torch.testing.assert_close(tokens.double(), wanted, rtol=0, atol=1e-5)
 

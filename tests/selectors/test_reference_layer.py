@@ -9,6 +9,8 @@ import torch
 
 from lmms_flexselect import Qwen2_5_VL, ReferenceLayer
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.prefix import read_prefix
+from lmms_flexselect.selectors import reference_layer
 from tests.support import oracle
 from tests.support.random_models import LAYERS, qwen2_5_vl, video_inputs
 
@@ -117,3 +119,51 @@ def test_an_overflowing_model_is_refused(family, prompt, columns):
         family.reference_layer(LAYER)(
             replace(prompt, inputs_embeds=embeds), columns, sets_of(prompt, columns, 2), [3, 3]
         )
+
+
+def members_of(prompt, columns, count):
+    return [of_set.nonzero().squeeze(-1) for of_set in sets_of(prompt, columns, count)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, None])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_sets_read_together_score_as_each_by_itself(family, prompt, columns, count, at_once):
+    """Four sets of six units are of two sizes."""
+    members = members_of(prompt, columns, count)
+    scores = ReferenceLayer(family.decoder, LAYER, at_once=at_once).scores(prompt, columns, members)
+    for of_set in members:
+        alone = family.reference_layer(LAYER).relevance(prompt, columns[of_set])
+        torch.testing.assert_close(scores[of_set], alone, rtol=1e-5, atol=0)
+
+
+def out_of_memory_from(sets, monkeypatch, asked):
+    read = read_prefix
+
+    def limited(decoder, layer, embeds, positions):
+        asked.append(len(embeds))
+        if len(embeds) >= sets:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB")
+        return read(decoder, layer, embeds, positions)
+
+    monkeypatch.setattr(reference_layer, "read_prefix", limited)
+
+
+def test_out_of_memory_is_tried_again_with_fewer_sets(family, prompt, columns, monkeypatch):
+    members = members_of(prompt, columns, 6)
+    asked: list[int] = []
+    wanted = family.reference_layer(LAYER).scores(prompt, columns, members)
+    out_of_memory_from(3, monkeypatch, asked)
+    selector = family.reference_layer(LAYER)
+    torch.testing.assert_close(selector.scores(prompt, columns, members), wanted, rtol=1e-5, atol=0)
+    assert asked == [6, 3, 2, 1, 3, 2, 1]
+    asked.clear()
+    selector.scores(prompt, columns, members)
+    assert asked == [1] * 6  # it is remembered
+
+
+def test_one_set_that_does_not_fit_ends_with_advice(family, prompt, columns, monkeypatch):
+    asked: list[int] = []
+    out_of_memory_from(1, monkeypatch, asked)
+    with pytest.raises(FlexSelectError, match=r"^out of GPU memory: .* max_frames_per_set, .*device_map=auto\)$"):
+        family.reference_layer(LAYER).scores(prompt, columns, members_of(prompt, columns, 6))
+    assert asked == [6, 3, 2, 1]

@@ -43,7 +43,8 @@ def test_scores_are_those_of_evaluation(trained):
     columns = prompt.visual.nonzero().squeeze(-1)
     lite = trained.family.lite(module.student)
     _, expected = lite(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
-    assert torch.equal(module.scores(prompt).detach(), expected)
+    # With gradients a prompt is read in one go, without in two steps.
+    torch.testing.assert_close(module.scores(prompt).detach(), expected, rtol=1e-5, atol=0)
     reference = trained.family.reference_layer(module.teacher.layer)
     _, wanted = reference(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
     assert torch.equal(module.teacher.scores(prompt), wanted)
