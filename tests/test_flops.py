@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -128,8 +130,12 @@ def text_pairs(prefix: int) -> int:
 def test_a_published_decoders_weights_are_read_once(name, published, billions, tmp_path):
     """The matrices of all layers and no more; and two FLOPs a weight and token, beside attention."""
     place = str(write_stand_in(published, tmp_path))
-    read = {"llava_vid": LlavaVideoConfig.from_checkpoint, "internvl_hf": read_config}.get(name)
-    decoder = Decoder.of((read(place) if read else checkpoint_config(place, name)).get_text_config())
+    readers: dict[str, Any] = {
+        "llava_vid": LlavaVideoConfig.from_checkpoint,
+        "qwen2_5_vl": lambda place: checkpoint_config(place, "qwen2_5_vl"),
+        "internvl_hf": read_config,
+    }
+    decoder = Decoder.of(readers[name](place).get_text_config())
     cost = decoder_layers(decoder, decoder.layers, tokens=1, item=1)
     assert cost.weights == pytest.approx(billions * 1e9, rel=0.01)
     assert cost.flops == 2 * cost.weights + 4 * decoder.layers * decoder.heads * decoder.head_size
