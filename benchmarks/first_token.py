@@ -1,9 +1,10 @@
 """Time to first token and its parts, of all three families and selectors, against a floor; and peak memory.
 
-``python benchmarks/first_token.py`` on an otherwise idle machine: on a GPU the published 7B and 8B shapes in bfloat16, on
-a CPU scaled-down ones in float32 (see `random_videollms`; ``OMP_NUM_THREADS`` says how many threads). Weights and
-question are random; the video is noise (640 by 360, scaled down 320 by 180) unless ``--video`` names one. Nothing is
-kept from one question to the next. All selectors of a family take turns, so that what else goes on disturbs them alike.
+``python benchmarks/first_token.py`` on an otherwise idle machine: on a GPU the published 7B and 8B shapes in bfloat16,
+on a CPU scaled-down ones in float32 (see `random_videollms`; ``OMP_NUM_THREADS`` says how many threads). Weights and
+question are random; the video is noise (640 by 360, scaled down 320 by 180, every second frame read) unless ``--video``
+names one. Nothing is kept from one question to the next. All selectors of a family take turns, so that what else goes
+on disturbs them alike.
 
 Parts end where the GPU has finished; they add up to the time to first token. *vision* is all from pixels to the
 prompt's embeddings, *selection* what FlexSelect does beside scoring, *prefill* the decoder's forward pass over the
@@ -99,8 +100,8 @@ def measure_family(
                     each.failed = str(error).splitlines()[0]
                 else:
                     each.runs += [seconds] if turn else []
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                if each.failed is not None and torch.cuda.is_available():
+                    torch.cuda.empty_cache()
     return found
 
 
@@ -237,14 +238,15 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     found: list[Measured] = []
     with TemporaryDirectory() as folder:
-        path = arguments.video or f"{folder}/noise.mp4"
-        if not arguments.video:
-            write_noise(path, max(arguments.frames), 8 if arguments.scale == "published" else 4)
+        paths = {frames: arguments.video or f"{folder}/{frames}.mp4" for frames in arguments.frames}
+        for frames, path in paths.items():
+            if not arguments.video:  # every second frame is read
+                write_noise(path, 2 * frames, 8 if arguments.scale == "published" else 4)
         for name in arguments.families:
             llm = build(name, arguments.scale, device, dtype)
             for frames in arguments.frames:
                 selectors = tuple(arguments.selectors)
-                found += measure_family(llm, path, frames, selectors, arguments.repeats, peaks)
+                found += measure_family(llm, paths[frames], frames, selectors, arguments.repeats, peaks)
                 print(table(found[-len(selectors) :], "simple"), flush=True)
             del llm
     about = {
