@@ -19,7 +19,7 @@ _ORDER = (*flops.PARTS, *(part for part in PARTS if part not in flops.PARTS))
 _COLOURS = dict(zip(_ORDER, ("#1f77b4", "#d62728", "#ff9896", "#2ca02c", "#98df8a", "#c7c7c7", "#7f7f7f"), strict=True))
 
 
-def stacked_bars(found: Sequence[Any], title: str, path: Path) -> None:
+def stacked_bars(found: Sequence[Any], title: str, unit: str, path: Path) -> None:
     """A panel for each family and number of frames, a bar for each selector, a line at its floor; written as PNG.
 
     `found` are `first_token.Measured`.
@@ -52,7 +52,7 @@ def stacked_bars(found: Sequence[Any], title: str, path: Path) -> None:
             axes.tick_params(axis="y", labelsize=7)
             axes.set_title(f"{family}, {frames} frames", fontsize=8, loc="left")
             axes.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel("seconds to first token", fontsize=8)
+        row[0].set_ylabel(unit, fontsize=8)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)

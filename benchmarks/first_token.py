@@ -18,9 +18,8 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,143 +27,14 @@ import numpy as np
 import torch
 import transformers
 from bars import stacked_bars
-from part_clock import PARTS, PartClock
-from random_videollms import BEFORE, NAMES, SCALES, VideoLLM, build
+from measuring import SELECTORS, Measured, measure_family, measured_peaks
+from part_clock import PARTS
+from random_videollms import NAMES, SCALES, build
 from tabulate import tabulate
 
-from lmms_flexselect import flops
-from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.flops import Peaks, Sample, work
-from lmms_flexselect.models._measure import now, peak_memory
+from lmms_flexselect.flops import Peaks
+from lmms_flexselect.models._measure import now
 from lmms_flexselect.needle.videos import write_video
-from lmms_flexselect.selectors import Uniform
-
-SELECTORS = ("none", "reference", "lite", "uniform")
-_KEPT_UNITS = 32  # what a token budget is worth where none is published
-
-
-@dataclass
-class Measured:
-    """One selector on one number of frames.
-
-    Attributes
-    ----------
-    runs
-        Seconds of each part, run by run; without warm-up.
-    peak_gib
-        The most of all runs.
-    visual, kept, text
-        Tokens.
-    floor, flops, bytes
-        Seconds, operations and bytes of each of `flops.PARTS`.
-    failed
-        Why it could not be run.
-    """
-
-    family: str
-    frames: int
-    selector: str
-    runs: list[dict[str, float]] = field(default_factory=list)
-    peak_gib: float = 0.0
-    visual: int = 0
-    kept: int = 0
-    text: int = 0
-    floor: dict[str, float] = field(default_factory=dict)
-    flops: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    failed: str | None = None
-
-    def seconds(self, *parts: str) -> float:
-        """The median of what these parts took together; of all where none is named."""
-        return median(sum(run.get(part, 0.0) for part in parts or PARTS) for run in self.runs)
-
-    @property
-    def over_floor(self) -> float:
-        """How many times the floor its parts took."""
-        return self.seconds(*flops.PARTS) / sum(self.floor.values())
-
-
-def measure_family(
-    llm: VideoLLM, path: str, frames: int, selectors: tuple[str, ...], repeats: int, peaks: Peaks, question: int = 80
-) -> list[Measured]:
-    """All selectors on one number of frames, taking turns; the first turn is warm-up."""
-    found = [Measured(llm.name, frames, selector) for selector in selectors]
-    ids = torch.randint(10, 1000, (question,), generator=torch.Generator().manual_seed(1))
-    for turn in range(repeats + 1):
-        for each in found:
-            if each.failed is None:
-                try:
-                    seconds = _first_token(llm, each, path, ids, peaks)
-                except (torch.OutOfMemoryError, FlexSelectError) as error:
-                    each.failed = str(error).splitlines()[0]
-                else:
-                    each.runs += [seconds] if turn else []
-                if each.failed is not None and torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-    return found
-
-
-@torch.no_grad()
-def _first_token(llm: VideoLLM, found: Measured, path: str, question: torch.Tensor, peaks: Peaks) -> dict[str, float]:
-    """Seconds of each part; what else is known of the sample goes into `found`."""
-    lite = found.selector == "lite"
-    family = llm.family(with_selector=lite)
-    selector = {
-        "none": lambda: None,
-        "reference": lambda: family.reference_layer(llm.layer),
-        "lite": lambda: family.lite(llm.selector),
-        "uniform": Uniform,
-    }[found.selector]()
-    device, clock = llm.model.device, PartClock()
-    with peak_memory() as peak, clock.at_seams():
-        with clock.part("preprocess"):
-            inputs = llm.inputs(path, found.frames, question)
-        with clock.part("vision"):
-            on_device = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-            (prompt,) = family.prompts(on_device)
-        units, visual = prompt.grids[0][0], int(prompt.visual.sum())
-        budget = llm.budget or _KEPT_UNITS * visual // units
-        select = FlexSelect(selector, budget, round_budget=family.round_budget)
-        with clock.part("selection"):
-            selection = select(prompt)
-        with clock.part("first token"), clock.forward(family.decoder, "prefill"):
-            family.generate([selection.prompt], max_new_tokens=1, do_sample=False)
-    found.peak_gib = max(found.peak_gib, peak.gib)
-    found.visual, found.kept, found.text = visual, selection.kept_tokens, len(prompt) - visual
-    sample = Sample(
-        units, select.max_frames_per_set, selection.kept_tokens, BEFORE, len(question), item=llm.model.dtype.itemsize
-    )
-    costs = work(
-        llm.name,
-        llm.config,
-        sample,
-        layer=llm.layer if found.selector == "reference" else None,
-        selector=llm.selector.config if lite else None,
-        grid=inputs["video_grid_thw"][0, 1:].tolist() if "video_grid_thw" in inputs else None,
-    )
-    found.floor = {part: cost.seconds(peaks) for part, cost in costs.items()}
-    found.flops = {part: cost.flops for part, cost in costs.items()}
-    found.bytes = {part: cost.bytes for part, cost in costs.items()}
-    return dict(clock.seconds)
-
-
-def measured_peaks(device: torch.device, dtype: torch.dtype, side: int, copied: int) -> Peaks:
-    """The best of twenty products of square matrices, and of twenty copies of so many bytes."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    source = torch.ones(copied, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def fastest(function: Any) -> float:
-        times = []
-        for _ in range(20):
-            start = now()
-            function()
-            times.append(now() - start)
-        return min(times)
-
-    product, copy = fastest(lambda: a @ b), fastest(lambda: target.copy_(source))
-    return Peaks(2 * side**3 / product, 2 * copied / copy)
 
 
 def table(found: list[Measured], tablefmt: str = "github") -> str:
@@ -212,6 +82,16 @@ def as_json(each: Measured) -> dict[str, Any]:
     return {**vars(each), "median_seconds": medians, "median_time_to_first_token": total}
 
 
+def write(folder: Path, about: dict[str, Any], found: list[Measured]) -> None:
+    """Table, JSON file and picture of what has been measured so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {**about, "results": [as_json(each) for each in found]}
+    (folder / "first_token.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "first_token.md").write_text(table(found) + "\n")
+    title = f"{about['shapes']} shapes, {about['dtype']}, {about['machine']['device']}"
+    stacked_bars(found, title, f"seconds of {about['seconds_of']}", folder / "first_token.png")
+
+
 def main() -> None:
     """Print a table, and write it with a JSON file and a picture."""
     on_gpu = torch.cuda.is_available()
@@ -223,6 +103,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="published" if on_gpu else "small")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if on_gpu else "cpu"))
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16" if on_gpu else "float32")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="in place of the clock's: on a CPU that others use, too"
+    )
     parser.add_argument("--video", help="a file of as many frames as are read, or more")
     parser.add_argument("--peak-tflops", type=float, help="of the machine; measured if not given")
     parser.add_argument("--bandwidth-gbs", type=float, help="GB/s of its memory; measured if not given")
@@ -231,11 +114,21 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     device, dtype = arguments.device, getattr(torch, arguments.dtype)
     on_gpu = device.type == "cuda"
-    before = machine(device)
-    peaks = measured_peaks(device, dtype, *((8192, 2**30) if on_gpu else (1024, 2**28)))
+    if on_gpu and arguments.cpu_time:
+        parser.error("--cpu-time says nothing of a GPU")
+    before, clock = machine(device), time.process_time if arguments.cpu_time else now
+    peaks = measured_peaks(device, dtype, *((8192, 2**30) if on_gpu else (1024, 2**28)), clock)
     given = (arguments.peak_tflops or peaks.flops / 1e12, arguments.bandwidth_gbs or peaks.bandwidth / 1e9)
     peaks = Peaks(given[0] * 1e12, given[1] * 1e9)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    about = {
+        "shapes": arguments.scale,
+        "dtype": arguments.dtype,
+        "machine": before,
+        "peak_tflops": given[0],
+        "bandwidth_gbs": given[1],
+        "repeats": arguments.repeats,
+        "seconds_of": "CPU time" if arguments.cpu_time else "the clock",
+    }
     found: list[Measured] = []
     with TemporaryDirectory() as folder:
         paths = {frames: arguments.video or f"{folder}/{frames}.mp4" for frames in arguments.frames}
@@ -244,24 +137,12 @@ def main() -> None:
                 write_noise(path, 2 * frames, 8 if arguments.scale == "published" else 4)
         for name in arguments.families:
             llm = build(name, arguments.scale, device, dtype)
-            for frames in arguments.frames:
+            for frames, path in paths.items():
                 selectors = tuple(arguments.selectors)
-                found += measure_family(llm, paths[frames], frames, selectors, arguments.repeats, peaks)
+                found += measure_family(llm, path, frames, selectors, arguments.repeats, peaks, clock=clock)
                 print(table(found[-len(selectors) :], "simple"), flush=True)
+                write(arguments.output, {**about, "load_after": os.getloadavg()}, found)
             del llm
-    about = {
-        "shapes": arguments.scale,
-        "dtype": arguments.dtype,
-        "machine": before,
-        "load_after": os.getloadavg(),
-        "peak_tflops": given[0],
-        "bandwidth_gbs": given[1],
-        "repeats": arguments.repeats,
-    }
-    results = {**about, "results": [as_json(each) for each in found]}
-    (arguments.output / "first_token.json").write_text(json.dumps(results, indent=2) + "\n")
-    (arguments.output / "first_token.md").write_text(table(found) + "\n")
-    stacked_bars(found, f"{arguments.scale} shapes, {before['device']}", arguments.output / "first_token.png")
     print(f"{before['device']}: {given[0]:.3g} TFLOP/s, {given[1]:.3g} GB/s; load {before['load'][0]:.1f} before")
 
 

@@ -33,13 +33,19 @@ class PartClock:
 
     A part within another one stops the outer one's clock, so that all parts together are the whole time.
 
+    Parameters
+    ----------
+    clock
+        Tells seconds.
+
     Attributes
     ----------
     seconds
         By part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = now) -> None:
+        self._clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0
@@ -90,7 +96,7 @@ class PartClock:
         self._open.pop()
 
     def _account(self) -> None:
-        time = now()
+        time = self._clock()
         if self._open:
             self.seconds[self._open[-1]] += time - self._since
         self._since = time
