@@ -70,9 +70,12 @@ def find_checkpoint(name: str, stand_ins: Path) -> Checkpoint:
     return Checkpoint(name, "absent", None)
 
 
-def write_stand_in(name: str, root: Path) -> Path:
-    """A folder that is called like a published checkpoint and has its ``config.json`` and nothing else to load."""
-    contents = dict(published()[name])
+def write_stand_in(name: str, root: Path, **changes: Any) -> Path:
+    """A folder that is called like a published checkpoint and has its ``config.json`` and nothing else to load.
+
+    `changes` are entries that it has otherwise than published.
+    """
+    contents = {**published()[name], **changes}
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "added_tokens.json").write_text(json.dumps(contents.pop("added_tokens", {})))
