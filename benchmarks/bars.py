@@ -54,7 +54,7 @@ def stacked_bars(found: Sequence[Any], title: str, unit: str, path: Path) -> Non
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(unit, fontsize=8)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=100)
     plt.close(figure)
