@@ -298,9 +298,14 @@ class FlexSelectPlugin(lmms):
         return share(requests, videos, self._weight, answer, self._processes, our_tasks())
 
     def _weight(self, paths: Paths) -> float:
-        """How long a request about these videos takes: the frames that are read of them."""
-        lengths = [video_length(path) for path in paths]
-        return float(sum(self._frame_count(*length) if length else 1 for length in lengths) or 1)
+        """How long a request about these videos takes: the frames that are read of them, of a bad one 1."""
+        weight = 0
+        for length in map(video_length, paths):
+            try:
+                weight += self._frame_count(*length) if length else 1
+            except ValueError:  # too short to be read: that shows when it is its turn
+                weight += 1
+        return float(max(1, weight))
 
     def _answers(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
         """Answers by one of upstream's loops, which gets one video's requests together, with videos decoded ahead."""
@@ -312,8 +317,8 @@ class FlexSelectPlugin(lmms):
         if hasattr(module, "utils"):
             stand_ins["utils"] = SimpleNamespace(**{**vars(utils), "Collator": InOrder})
         order = in_video_order(requests, videos, int(self.batch_size))
-        keys = (key for i in order for key in self._video_keys(videos[i]))
-        self._frames.plan(key for key in keys if key is not None)
+        keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
+        self._frames.plan(key for i in order for key in keys[videos[i]])
         try:
             with replaced(module, **stand_ins):
                 answers = loop(self._prepared([requests[i] for i in order]))

@@ -213,3 +213,14 @@ def test_the_response_cache_tells_models_of_ours_alone():
     for model in (ours, SimpleNamespace()):
         assert ResponseCache.execute(SimpleNamespace(), model, "generate_until", []) == []
     assert told == [("generate_until", [])]
+
+
+def test_a_video_weighs_as_much_as_is_read_of_it(one_of_two, stock_videos, tmp_path):
+    """6 seconds are 6 frames to LLaVA-Video; of what cannot be read nothing is."""
+    good, bad = str(stock_videos["mlvu_dev"][0]), tmp_path / "bad.mp4"
+    bad.write_bytes(b"text")
+    assert one_of_two._weight((good,)) == 6.0
+    assert one_of_two._weight((good, good, str(bad))) == 13.0
+    assert one_of_two._weight((str(bad),)) == one_of_two._weight((str(tmp_path),)) == one_of_two._weight(()) == 1.0
+    one_of_two.max_frames_num = 4
+    assert one_of_two._weight((good,)) == 4.0
