@@ -98,7 +98,10 @@ def share(
     """
     parcels = [pack(request, tasks) for request in requests]
     weight = {paths: weigh(paths) for paths in set(videos)}
-    offers = [Offer(paths, weight[paths], p is not None) for paths, p in zip(videos, parcels, strict=True)]
+    offers = [
+        Offer(paths, 0.0 if _is_padding(request) else weight[paths], parcel is not None)
+        for request, paths, parcel in zip(requests, videos, parcels, strict=True)
+    ]
 
     def answer_once(given: list[Any], of_videos: list[Paths]) -> list[Any]:
         asked, takes = without_padding(given)
@@ -159,7 +162,7 @@ def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
     lmms-eval fills up shorter processes with copies of a request, their last one or a task's first, whose answers
     nobody reads; but its response cache keeps them under the name of the true one's.
     """
-    padding = [bool(request.metadata.get("__padding_only__")) for request in requests]
+    padding = [_is_padding(request) for request in requests]
     places: dict[tuple[Any, ...], int] = {}
     asked: list[int] = []
     takes = [0] * len(requests)
@@ -171,6 +174,10 @@ def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
             asked.append(number)
         takes[number] = places[name]
     return asked, takes
+
+
+def _is_padding(request: Any) -> bool:
+    return bool(request.metadata.get("__padding_only__"))
 
 
 def pack(request: Any, tasks: Mapping[str, Any]) -> bytes | None:

@@ -19,7 +19,7 @@ from lmms_flexselect.models import _plugin
 from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
 from lmms_flexselect.models._upstream import ask_behind_cache
 from tests.support.evaluate import build
-from tests.support.sharing import CASES, Dealt, Request, Task, run
+from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
 
 
 class Threads:
@@ -72,6 +72,13 @@ def check(case, ranks):
 @pytest.mark.parametrize("name", CASES)
 def test_every_question_is_answered_once_and_comes_home(name, world):
     check(CASES[name], in_threads(CASES[name], world))
+
+
+def test_padding_weighs_nothing():
+    """The second of two processes has b twice, once as padding: it is shorter than a all the same."""
+    case = Dealt("acdbc", padded=True)
+    loads = [sum(WEIGHTS[case.videos[n]] for n in got["answered"]) for got in in_threads(case, 2)]
+    assert sorted(loads) == [5, 6]
 
 
 @pytest.mark.parametrize("seed", range(8))
