@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,15 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
     # One thread a process: two of them share two cores.
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+
+def run_in_processes(number: int, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in several processes, on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", f"--master_port={port}"]
+    return run([*launcher, "-m", "lmms_eval", *arguments], folder, ACCELERATE_USE_CPU="true")
 
 
 def results_in(folder: Path, tail: str = "") -> list[dict]:
@@ -264,8 +274,7 @@ def test_several_processes_give_the_results_of_one(
     arguments = ["--model", f"{model}_flexselect", "--model_args", checkpoints[model]]
     arguments += ["--tasks", ",".join(tasks), "--limit", str(limit), "--output_path", str(tmp_path), "--log_samples"]
     arguments += ["--use_cache", str(tmp_path / "cache")] if cached else []
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29511"]
-    done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
+    done = run_in_processes(processes, arguments, tmp_path)
     (results,) = results_in(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     overall = results["config"]["resolved_cli_args"]["flexselect"]["overall"]
@@ -294,10 +303,9 @@ def test_a_bad_video_stops_all_processes(tmp_path, checkpoints, stock_videos):
     content = video.read_bytes()
     arguments = ["--model", "qwen2_5_vl_flexselect", "--model_args", checkpoints["qwen2_5_vl"]]
     arguments += ["--tasks", "mlvu_dev", "--output_path", str(tmp_path)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512"]
     video.write_bytes(b"")
     try:
-        done = run([*launcher, "-m", "lmms_eval", *arguments], tmp_path, ACCELERATE_USE_CPU="true")
+        done = run_in_processes(2, arguments, tmp_path)
     finally:
         video.write_bytes(content)
     assert done.returncode != 0
