@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_flexselect import flops
@@ -66,6 +68,9 @@ def masked(decoder: Decoder, layers: int, tokens: int) -> int:
     return layers * 4 * decoder.heads * decoder.head_size * (tokens**2 - causal_pairs(tokens))
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.10"), reason="older transformers multiply matrices elsewhere too"
+)
 @pytest.mark.parametrize("selecting", ["none", "reference", "lite"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
