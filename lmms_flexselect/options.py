@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -211,3 +212,25 @@ def whole_number(name: str, value: Any, at_least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise OptionError(f"{name}={value}: must be a whole number of at least {at_least}")
     return value
+
+
+def layer_numbers(words: str, num_layers: int, said: str) -> list[int]:
+    """Layers from ``all``, or from numbers and ranges as in ``0,4,8-12``: in the order given, each once.
+
+    `said` is what the user wrote, as an error repeats it: ``--layers 0,99``.
+
+    Raises
+    ------
+    OptionError
+        If it is none of that, or names a layer that the model does not have.
+    """
+    if words == "all":
+        return list(range(num_layers))
+    numbers: list[int] = []
+    for part in words.split(","):
+        if not (found := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            raise OptionError(f"{said}: must be all, or numbers and ranges as in 0,4,8-12")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if not numbers or max(numbers) >= num_layers:
+        raise OptionError(f"{said}: this model has layers 0 to {num_layers - 1}")
+    return list(dict.fromkeys(numbers))

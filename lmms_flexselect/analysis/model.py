@@ -77,27 +77,6 @@ class LookedAt:
         return {"model": self.name, "scored_by": "selector" if self.of_selector else "model", "options": options}
 
 
-def layers_of(words: str, num_layers: int) -> list[int]:
-    """Layers from ``all`` or a list as in ``0,4,8-12``, ascending.
-
-    Raises
-    ------
-    OptionError
-        If it is none, or names a layer that the model does not have.
-    """
-    if words == "all":
-        return list(range(num_layers))
-    found: set[int] = set()
-    for part in words.split(","):
-        first, _, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
-            raise OptionError(f"layers={words}: must be all, or numbers and ranges as in 0,4,8-12")
-        found |= set(range(int(first), int(last or first) + 1))
-    if not found or max(found) >= num_layers:
-        raise OptionError(f"layers={words}: this model has layers 0 to {num_layers - 1}")
-    return sorted(found)
-
-
 def load(name: str, model_args: str) -> LookedAt:
     """Load a model by lmms-eval's name for it and its ``--model_args``.
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.analysis.asked import check_early, parser, samples_of
-from lmms_flexselect.analysis.model import layers_of, load
+from lmms_flexselect.analysis.model import load
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import reading_inputs
+from lmms_flexselect.options import layer_numbers
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.relevance import read_layers
 from lmms_flexselect.selectors.reference_layer import set_prompt
@@ -82,7 +83,7 @@ def picture(asked: argparse.Namespace) -> int:
     from lmms_flexselect.analysis.plots import tokens_in_layers
 
     model = load(asked.model, asked.model_args)
-    layers = layers_of(asked.layers, model.num_layers)
+    layers = sorted(layer_numbers(asked.layers, model.num_layers, f"layers={asked.layers}"))
     source, samples = samples_of(asked, model, asked.sample + 1)
     if asked.sample >= len(samples):
         raise OptionError(f"sample={asked.sample}: there are {len(samples)}, counted from 0")

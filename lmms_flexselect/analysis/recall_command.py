@@ -11,10 +11,10 @@ from lmms_flexselect.analysis.asked import check_early, parser, samples_of
 from lmms_flexselect.analysis.finished import Finished
 from lmms_flexselect.analysis.haystacks import Haystack, Source
 from lmms_flexselect.analysis.measured import read_result
-from lmms_flexselect.analysis.model import LookedAt, layers_of, load
+from lmms_flexselect.analysis.model import LookedAt, load
 from lmms_flexselect.analysis.recall import recall_of_layers
 from lmms_flexselect.analysis.report import report, table, write
-from lmms_flexselect.options import whole_number
+from lmms_flexselect.options import layer_numbers, whole_number
 
 
 def measure(model: LookedAt, source: Source, sample: Haystack, layers: list[int]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
         whole_number("samples", asked.samples, 1)
     check_early(asked, ".json")
     model = load(asked.model, asked.model_args)
-    layers = layers_of(asked.layers, model.num_layers)
+    layers = sorted(layer_numbers(asked.layers, model.num_layers, f"layers={asked.layers}"))
     source, samples = samples_of(asked, model, asked.samples)
     about = {**model.about(), "layers": layers, **source.about()}
     finished = Finished(asked.output.with_suffix(".samples.jsonl"), about)

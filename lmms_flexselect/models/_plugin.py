@@ -231,8 +231,7 @@ class FlexSelectPlugin(lmms):
     @property
     def num_layers(self) -> int:
         """How many layers the decoder has."""
-        assert self._selecting is not None
-        return len(self._selecting._family.decoder.layers)
+        return len(self.family.decoder.layers)
 
     def rank_at(self, layer: int) -> None:
         """Rank at another layer from now on; with ``selector=reference``.
@@ -245,7 +244,7 @@ class FlexSelectPlugin(lmms):
         assert self._selecting is not None
         self.options.reference_layer = layer
         self.options.check_model(self.num_layers)
-        self._selecting._flexselect.selector = self._selector(self._selecting._family)
+        self._selecting._flexselect.selector = self._selector(self.family)
 
     @property
     def model(self) -> Any:

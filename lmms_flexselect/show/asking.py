@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.options import check_choice
+from lmms_flexselect.options import check_choice, layer_numbers
 from lmms_flexselect.scores.run_options import model_args
 from lmms_flexselect.show.views import Shown, join, shown
 from lmms_flexselect.video_file import file_complaint
@@ -73,7 +72,11 @@ def _views(
         selector = made.options.selector
         if layers is not None and selector != "reference":
             raise OptionError(f"--layers {layers}: goes with selector=reference, not {selector}")
-        numbers = [made.options.reference_layer] if layers is None else parse_layers(layers, made.num_layers)
+        numbers = (
+            [made.options.reference_layer]
+            if layers is None
+            else layer_numbers(layers, made.num_layers, f"--layers {layers}")
+        )
         views = []
         for layer in numbers:
             name = selector
@@ -106,26 +109,6 @@ def _answer(model: Any, video: str, question: str, max_new_tokens: int) -> str:
     request = Instance("generate_until", arguments, 0, {"task": _TASK, "doc_id": 0, "repeats": 1})
     (answer,) = model.generate_until([request])
     return str(getattr(answer, "text", answer))
-
-
-def parse_layers(text: str, num_layers: int) -> list[int]:
-    """``all``, or numbers and ranges, as layer numbers.
-
-    Raises
-    ------
-    OptionError
-        If it is none of that, or the model has no such layer.
-    """
-    if text == "all":
-        return list(range(num_layers))
-    numbers: list[int] = []
-    for part in text.split(","):
-        if not (found := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
-            raise OptionError(f"--layers {text}: give all, or numbers and ranges, such as 0,4-7")
-        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if not numbers or max(numbers) >= num_layers:
-        raise OptionError(f"--layers {text}: this model has layers 0 to {num_layers - 1}")
-    return list(dict.fromkeys(numbers))
 
 
 def _name_apart(found: list[Shown], one: list[Shown], replaced: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.show.asking import ask, parse_layers
+from lmms_flexselect.options import layer_numbers
+from lmms_flexselect.show.asking import ask
 
 FRAMES = {
     "qwen2_5_vl_flexselect": "max_num_frames=32",
@@ -74,10 +75,10 @@ def test_a_video_that_is_none(needle, tmp_path):
 
 @pytest.mark.parametrize(("text", "numbers"), [("all", [0, 1, 2, 3]), ("2", [2]), ("0,2-3, 2", [0, 2, 3])])
 def test_layer_numbers(text, numbers):
-    assert parse_layers(text, 4) == numbers
+    assert layer_numbers(text, 4, f"--layers {text}") == numbers
 
 
 @pytest.mark.parametrize("text", ["", "x", "1-", "-1", "0,4", "2-1"])
 def test_what_are_no_layer_numbers(text):
     with pytest.raises(OptionError, match="--layers"):
-        parse_layers(text, 4)
+        layer_numbers(text, 4, f"--layers {text}")
