@@ -19,14 +19,13 @@ array               shape, dtype          meaning
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmms_flexselect.flexselect import Selection
+from lmms_flexselect.saving import replacing
 
 
 def write_selection(path: Path, selection: Selection, sample: dict[str, Any]) -> None:
@@ -52,15 +51,8 @@ def write_selection(path: Path, selection: Selection, sample: dict[str, Any]) ->
         "sample": np.array(text),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_selection(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

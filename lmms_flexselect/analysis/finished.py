@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.training.saving import saving
+from lmms_flexselect.saving import saving
 
 
 class Finished:

@@ -20,8 +20,8 @@ from lmms_flexselect.families.family import reading_inputs
 from lmms_flexselect.options import layer_numbers
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.relevance import read_layers
+from lmms_flexselect.saving import saving
 from lmms_flexselect.selectors.reference_layer import set_prompt
-from lmms_flexselect.training.saving import saving
 
 BASES = ("all", "visual")
 GROUPS = ("other", "needle", "query")

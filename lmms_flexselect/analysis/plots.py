@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lmms_flexselect.relevance import REDUCTIONS
-from lmms_flexselect.training.saving import saving
+from lmms_flexselect.saving import saving
 
 _REDUCTIONS = {"max": ("#d62728", "o"), "mean": ("#1f77b4", "s")}
 _GROUPS = {

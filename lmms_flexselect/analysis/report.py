@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from tabulate import tabulate
 
 from lmms_flexselect.analysis.measured import KIND
 from lmms_flexselect.relevance import REDUCTIONS
-from lmms_flexselect.training.saving import saving
+from lmms_flexselect.saving import replacing, saving
 
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -105,13 +104,8 @@ def report(
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result, whole or not at all."""
-    with saving(path):
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        try:
-            unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with saving(path), replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import OWN, PLAIN
+from lmms_flexselect.saving import replacing
 
 _MODEL_TYPE = {"llava_vid": "qwen2", "qwen2_5_vl": "qwen2_5_vl", "internvl_hf": "qwen2"}
 
@@ -62,9 +62,14 @@ def write_selector(
     }
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    _replace(folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(words, indent=2) + "\n"))
+    with replacing(folder / CONFIG_NAME) as path:
+        path.write_text(json.dumps(words, indent=2) + "\n")
     contents = {name: weight.detach().to("cpu").contiguous() for name, weight in weights.items()}
-    _replace(folder / SAFE_WEIGHTS_NAME, lambda path: save_file(contents, path, metadata={"format": "pt"}))
+    with replacing(folder / SAFE_WEIGHTS_NAME) as path:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(contents, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,15 +79,3 @@ def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
         scaling["rope_type"] = scaling["type"] = "mrope"
     plain = scaling.get("rope_type", "default") == "default"
     return {"rope_theta": parameters["rope_theta"], "rope_scaling": None if plain else scaling}
-
-
-def _replace(path: Path, write: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        write(unfinished)
-        unfinished.chmod(mode)  # safetensors makes files that only their owner can read
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ equal. A frame is 56x56 pixels, a 2x2 grid of quadrants of 28x28 pixels, and eac
 from __future__ import annotations
 
 import os
-import uuid
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+
+from lmms_flexselect.saving import replacing
 
 FRAME_SIZE = 56
 QUADRANT_SIZE = 28
@@ -124,21 +125,16 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[np.uint8], fps
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            # Units have nothing in common, so each gets its own key frame and its second frame is a plain repeat.
-            # Without B frames a reader sees the frames in the order they were written, and all of them.
-            options = {"crf": "8", "preset": "veryfast", "g": str(FRAMES_PER_UNIT), "bf": "0", "sc_threshold": "0"}
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for image in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        # Units have nothing in common, so each gets its own key frame and its second frame is a plain repeat.
+        # Without B frames a reader sees the frames in the order they were written, and all of them.
+        options = {"crf": "8", "preset": "veryfast", "g": str(FRAMES_PER_UNIT), "bf": "0", "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def read_video(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.saving import replacing
 from lmms_flexselect.scores.results import read_runs
 from lmms_flexselect.scores.runs import Run, Score, refuse_problems
 
@@ -72,11 +72,10 @@ def record(
 
 def _write(output: Path, text: str) -> None:
     """All of it or nothing: what was there stays until the new file is whole."""
-    unfinished = output.with_name(f"{output.name}.{os.getpid()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(output)
+        with replacing(output) as unfinished:
+            unfinished.write_text(text, "utf-8")
     except OSError as error:
         raise FlexSelectError(f"{output}: cannot be written ({error.strerror})") from None
 

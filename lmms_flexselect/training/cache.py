@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.training.saving import saving
+from lmms_flexselect.saving import replacing, saving
 
 ABOUT = "teacher.json"
 
@@ -32,9 +31,8 @@ def same_teacher(folder: str | Path, about: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")  # other processes look here too
-            unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
-            os.replace(unfinished, path)
+            with replacing(path) as unfinished:  # other processes look here too
+                unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
             return
         found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -78,15 +76,10 @@ class ScoreCache:
             If they cannot be written.
         """
         path = self._path(name)
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
         with saving(path):
             path.parent.mkdir(exist_ok=True)
-            try:
-                with open(unfinished, "wb") as file:
-                    np.save(file, scores.float().cpu().numpy())
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            with replacing(path) as unfinished, open(unfinished, "wb") as file:
+                np.save(file, scores.float().cpu().numpy())
 
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(name.encode()).hexdigest()[:32]

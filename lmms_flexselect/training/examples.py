@@ -11,10 +11,10 @@ from loguru import logger
 from torch.utils.data import Dataset
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
+from lmms_flexselect.saving import saving
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.data import Sample
 from lmms_flexselect.training.objective import Example
-from lmms_flexselect.training.saving import saving
 
 QUERIES = ("question_answer", "question")
 

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lmms_flexselect.lite.checkpoint import selector_weights
+from lmms_flexselect.saving import saving
 from lmms_flexselect.training.objective import Example, RankSupervision
-from lmms_flexselect.training.saving import saving
 
 _COMPLETE = "complete"  # the last file of a checkpoint to be written
 _MEASURED = ("rank_correlation", "top_k_overlap")

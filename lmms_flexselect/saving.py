@@ -1,8 +1,10 @@
-"""What a training run says when it cannot write: a full disk, above all."""
+"""Files that are whole or not there, and what is said when they cannot be written: a full disk, above all."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +37,17 @@ def saving(path: str | Path) -> Iterator[None]:
         raise FlexSelectError(
             f"{path}: could not be written ({reason}; {free:,.0f} MiB are free there); what was saved before is whole"
         ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, whose file takes its place once it is whole, and is removed if it never is.
+
+    Several processes may write the same one at once.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
