@@ -38,6 +38,9 @@ _BY_FAMILY: dict[str, dict[str, Any]] = {
     "internvl_hf": {"token_budget": 32 * 258},
 }
 
+NO_ANSWER = ("dump_selection", "strict", "prefetch_videos", "store_gpu_gib", "store_cpu_gib")
+"""Options that change no answer: where files go, what is done about bad videos, and what saves time for memory."""
+
 # Reference layers the paper measured, by the decoder's depth: 7B/8B and 72B.
 _MEASURED_LAYER: dict[tuple[str, int], int] = {
     ("qwen2_5_vl", 28): 20,

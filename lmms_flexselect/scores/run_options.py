@@ -6,9 +6,11 @@ from typing import Any
 
 import yaml
 
+from lmms_flexselect.presets import NO_ANSWER
+
 # Where and how it ran, or what stands elsewhere: answers are the same with others.
 _NOT_OPTIONS = {"pretrained", "selector", "upstream", "batch_size", "device", "device_map", "torch_dtype"}
-_NOT_OPTIONS |= {"dump_selection", "strict", "prefetch_videos", "store_cpu_gib", "store_gpu_gib"}
+_NOT_OPTIONS |= set(NO_ANSWER)
 # Of lmms-eval's own command line: what changes questions or answers. Named in an expectation only where it is set.
 _ASKED_WITH = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
 
