@@ -145,6 +145,10 @@ class FlexSelectPlugin(lmms):
         """Whether a video's frames will be asked for, as it looks now."""
         return True
 
+    def _has_video(self, key: VideoKey) -> bool:
+        """The family's answer; a processor that held the family itself would keep the model beyond `clean`."""
+        return self.family.has_video(key)
+
     def _frame_count(self, frames: int, fps: float) -> int:
         """How many frames are read of a video of so many, at so many a second."""
         raise NotImplementedError

@@ -78,7 +78,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             getattr(torch, self.options.dtype),
             self._selector_tokenizer,
             self._frames,
-            arguments[0].has_video,
+            self._has_video,
         )
         return InternVLSelectingModel(self.processor, *arguments)
 

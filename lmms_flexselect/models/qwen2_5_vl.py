@@ -50,7 +50,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
             self.options.strict,
             self._pass_metadata(),
             self._frames,
-            has_video=arguments[0].has_video,
+            has_video=self._has_video,
         )
         return QwenSelectingModel(self.processor, *arguments)
 
