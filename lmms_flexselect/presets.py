@@ -38,6 +38,9 @@ _BY_FAMILY: dict[str, dict[str, Any]] = {
     "internvl_hf": {"token_budget": 32 * 258},
 }
 
+FRAMES_OPTION = {"llava_vid": "max_frames_num", "qwen2_5_vl": "max_num_frames", "internvl_hf": "num_frames"}
+"""What each family calls the option that bounds the frames read."""
+
 NO_ANSWER = ("dump_selection", "strict", "prefetch_videos", "store_gpu_gib", "store_cpu_gib")
 """Options that change no answer: where files go, what is done about bad videos, and what saves time for memory."""
 

@@ -15,9 +15,9 @@ from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint, need
 from lmms_flexselect.doctor.memory import ITEM_BYTES, Memory, Reading, estimate
 from lmms_flexselect.doctor.sizes import Sizes, selector_sizes, sizes
 from lmms_flexselect.errors import FlexSelectError, first_line
+from lmms_flexselect.presets import FRAMES_OPTION
 
 _HOUR = 3600
-_FRAMES = {"llava_vid": "max_frames_num", "qwen2_5_vl": "max_num_frames", "internvl_hf": "num_frames"}
 _FRAMES_PER_UNIT = {"qwen2_5_vl": 2}
 _DEVICE_MAP = {"qwen2_5_vl": "auto", "internvl_hf": "auto"}  # upstream's, where none is given; llava_vid's is one GPU
 
@@ -179,7 +179,7 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     if selector is not None:
         own = selector_sizes(read_selector_config(str(selector.place)).raw, model.tower)
     kernel = upstream.get("attn_implementation") or "sdpa"
-    frames = upstream.get(_FRAMES[family]) or int(_HOUR * float(upstream["fps"]))
+    frames = upstream.get(FRAMES_OPTION[family]) or int(_HOUR * float(upstream["fps"]))
     units = -(-int(frames) // _FRAMES_PER_UNIT.get(family, 1))
     run = Reading(
         units,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lmms_flexselect.presets import preset
+from lmms_flexselect.presets import FRAMES_OPTION, preset
 from lmms_flexselect.scores.runs import Run
 
 # Columns of the paper's table 1 by lmms-eval's tasks, its own and those of the paper's protocol.
@@ -28,7 +28,7 @@ LONG = ", long"
 """Behind the name of a VideoMME task: its long videos alone."""
 
 _SUBTITLES = "flexselect_paper_longvideobench_sub"
-FRAMES = {"max_num_frames", "max_frames_num", "num_frames", "fps"}
+FRAMES = {*FRAMES_OPTION.values(), "fps"}
 """What families call the option that says how many frames are read."""
 
 _SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.presets import FRAMES_OPTION
 from lmms_flexselect.scores.ablations import Curve, curves
 from lmms_flexselect.scores.paper import ablation
 
@@ -18,7 +19,6 @@ _LABELS = {
     "selector_size": "parameters of the selector (billions)",
     "share": "share of the training data (%)",
 }
-_FRAME_OPTIONS = ("max_num_frames", "max_frames_num", "num_frames")
 _LOG_FROM = 6  # times the smallest value
 _COLUMNS = 3
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("ablation.png"), help="the PNG; its folder is made")
     given = parser.parse_args(words)
-    over = "frames" if given.over in _FRAME_OPTIONS else given.over
+    over = "frames" if given.over in FRAMES_OPTION.values() else given.over
     found = curves(given.results, over, _places(given.at))
     print(table(found, over), end="")
     try:
