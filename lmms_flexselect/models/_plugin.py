@@ -28,7 +28,7 @@ from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._order import InOrder, in_video_order
 from lmms_flexselect.models._preflight import Paths, check_videos, request_videos
 from lmms_flexselect.models._records import DocumentLog, gather, results_block
-from lmms_flexselect.models._regroup import Processes, share
+from lmms_flexselect.models._regroup import share
 from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import (
     EscapeUpstream,
@@ -41,6 +41,7 @@ from lmms_flexselect.models._upstream import (
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
+from lmms_flexselect.processes import Processes
 from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.store import VideoStore
 from lmms_flexselect.training.readers import Reader
@@ -87,6 +88,7 @@ class FlexSelectPlugin(lmms):
         )
         self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos, self._needs_frames)
         self._processes = Processes()
+        self._processes.leave_at_exit()
         self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
         self.resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}

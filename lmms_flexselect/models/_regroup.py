@@ -11,15 +11,12 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
 from loguru import logger
 
 from lmms_flexselect.models._preflight import Paths
-
-_AS_LONG_AS_IT_TAKES = timedelta(weeks=52)
+from lmms_flexselect.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -198,26 +195,3 @@ def unpack(parcel: bytes, tasks: Mapping[str, Any]) -> Any:
     unpickler = pickle.Unpickler(io.BytesIO(parcel))
     unpickler.persistent_load = tasks.__getitem__  # type: ignore[method-assign]
     return unpickler.load()
-
-
-class Processes:
-    """All processes of a run, for telling each other things however long one of them takes."""
-
-    _group: Any = None
-
-    def __len__(self) -> int:
-        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-    @property
-    def rank(self) -> int:
-        """This process's."""
-        return dist.get_rank()
-
-    def gather(self, said: Any) -> list[Any]:
-        """What all say, by rank; every process must be here."""
-        if self._group is None:
-            # The run's own collectives give up after ten minutes on GPUs.
-            self._group = dist.new_group(backend="gloo", timeout=_AS_LONG_AS_IT_TAKES)
-        everyone: list[Any] = [None] * len(self)
-        dist.all_gather_object(everyone, said, group=self._group)
-        return everyone

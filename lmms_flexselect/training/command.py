@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.presets import reference_layer
+from lmms_flexselect.processes import Processes
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.data import KINDS, check_videos, read_samples, split_held_out
@@ -164,6 +165,7 @@ def main(words: list[str]) -> int:
     options = SelectorOptions(**{name: value for name, value in namespace.items() if name in own})
     if "output_dir" not in explicit:
         raise OptionError("output_dir: must be given")
+    Processes().leave_at_exit()
     metrics = run(options, **{n: v for n, v in namespace.items() if n in explicit - own})
     if PartialState().is_main_process:
         print(" ".join(f"{name}={value:.4f}" for name, value in metrics.items()))
