@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint tests lowest scores needle-model clean
+.PHONY: help setup demo test lint tests lowest scores needle-model chart-model clean
 
 PYTHON ?= 3.11
 LOWEST_TRANSFORMERS := 5.2.0
@@ -59,6 +59,9 @@ scores: setup  ## every family and selector on the needle benchmark, held to tes
 NEEDLE := qwen2_5_vl
 needle-model: setup  ## train a tiny model of the needle benchmark from nothing: NEEDLE=qwen2_5_vl, llava_vid or internvl_hf
 	.venv/bin/python -m lmms_flexselect.needle.train lmms_flexselect/needle/checkpoints/$(NEEDLE) --family $(NEEDLE)
+
+chart-model: setup  ## train the model that reads a chart, from the needle model of NEEDLE
+	.venv/bin/python -m lmms_flexselect.needle.train_chart lmms_flexselect/needle/chart_checkpoints/$(NEEDLE) --family $(NEEDLE)
 
 clean:  ## remove what the commands above made
 	rm -rf .venv .venv-lowest build dist *.egg-info demo_output scores_output

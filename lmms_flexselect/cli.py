@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle import PRETRAINED
 
-PLACES = ("tasks", "run_configs", *(f"needle/{folder.name}" for folder in sorted(CHECKPOINTS.iterdir())))
+_MODELS = {f"{name}/{folder.name}": folder for name, of in PRETRAINED.items() for folder in sorted(of.iterdir())}
+PLACES = ("tasks", "run_configs", *_MODELS)
 
 # Each is a `main(words) -> exit status` of its own module, imported only when it is asked for.
 COMMANDS = {
@@ -37,8 +38,8 @@ def installed_path(place: str) -> Path:
     ``tasks`` goes to ``lmms-eval --include_path``; ``needle/qwen2_5_vl`` and the like are the tiny trained models that
     the demo runs.
     """
-    if place.startswith("needle/"):
-        return CHECKPOINTS / place.removeprefix("needle/")
+    if place in _MODELS:
+        return _MODELS[place]
     spec = find_spec(f"lmms_flexselect.{place}")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"lmms_flexselect.{place} is not installed")

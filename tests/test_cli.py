@@ -24,11 +24,12 @@ def test_path(capsys, place, holds):
     assert list(folder.glob(holds))
 
 
+@pytest.mark.parametrize(("name", "folder_name"), [("needle", "checkpoints"), ("needle_chart", "chart_checkpoints")])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_vid"])
-def test_path_of_a_needle_model(capsys, family):
-    assert main(["path", f"needle/{family}"]) == 0
+def test_path_of_a_needle_model(capsys, family, name, folder_name):
+    assert main(["path", f"{name}/{family}"]) == 0
     folder = Path(capsys.readouterr().out.strip())
-    assert folder == Path(lmms_flexselect.__file__).parent / "needle" / "checkpoints" / family
+    assert folder == Path(lmms_flexselect.__file__).parent / "needle" / folder_name / family
     assert (folder / "model.safetensors").is_file()
 
 

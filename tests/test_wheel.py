@@ -31,8 +31,9 @@ def test_the_wheel_carries_tasks_configs_and_the_needle_model(wheel):
         expected = {f"lmms_flexselect/{installed}/{path.relative_to(ROOT / source)}" for path in tracked}
         assert expected <= names, expected - names
     for family in ("qwen2_5_vl", "llava_vid", "internvl_hf"):
-        checkpoint = f"lmms_flexselect/needle/checkpoints/{family}"
-        assert {f"{checkpoint}/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json")} <= names
+        for folder in ("checkpoints", "chart_checkpoints"):
+            checkpoint = f"lmms_flexselect/needle/{folder}/{family}"
+            assert {f"{checkpoint}/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json")} <= names
     assert {f"lmms_flexselect/show/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert {"lmms_flexselect/py.typed", "lmms_flexselect/scores/paper_results.yaml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from lmms_flexselect.analysis.haystacks import PLACES, Haystack, ImageNeedles, NeedleVideos, Source
 from lmms_flexselect.analysis.model import LookedAt
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.needle.naming import NAMINGS
 from lmms_flexselect.options import whole_number
 
 
@@ -18,6 +19,9 @@ def parser(command: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--model_args", default="", help="as lmms-eval's; with selector=lite the selector is looked at")
     made.add_argument("--videos", help="folder of videos to put needles into; our own needle videos without")
     made.add_argument("--needles", help="folder of images with a needles.json or needles.jsonl")
+    made.add_argument(
+        "--naming", default="colour", choices=NAMINGS, help="of our needle videos: what a question calls the glyph"
+    )
     made.add_argument("--place", default="insert", choices=PLACES, help="between two frames, or over one")
     made.add_argument("--frames", type=int, help="frames a sample (Qwen2.5-VL: pairs); one frame set without")
     made.add_argument("--layers", default="all", help="all, or as in 0,4,8-12")
@@ -38,7 +42,7 @@ def source_of(asked: argparse.Namespace, units: int) -> Source:
         given, missing = ("videos", "needles") if asked.needles is None else ("needles", "videos")
         raise OptionError(f"{given}={getattr(asked, given)}: give --{missing} too, or neither for our needle videos")
     if asked.videos is None:
-        return NeedleVideos(units, seed)
+        return NeedleVideos(units, seed, asked.naming)
     return ImageNeedles(asked.videos, asked.needles, units, asked.place, seed)
 
 

@@ -23,6 +23,7 @@ from lmms_flexselect.families.family import Family
 from lmms_flexselect.families.llava_video_frames import read_picture
 from lmms_flexselect.families.pixels import stretched
 from lmms_flexselect.needle.benchmark import GENERATOR_VERSION, NEEDLES_PER_VIDEO, documents, video_path
+from lmms_flexselect.needle.naming import NAMINGS
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.training.data_files import digest
@@ -100,22 +101,27 @@ class Source(Protocol):
 
 
 class NeedleVideos:
-    """Our own needle benchmark: a question for each of six glyphs a video, of which one quarter of one frame is it."""
+    """Our own needle benchmark: a question for each of six glyphs a video, of which one quarter of one frame is it.
+
+    `naming` is what questions call a colour, one of `NAMINGS`.
+    """
 
     count = 40 * NEEDLES_PER_VIDEO
 
-    def __init__(self, units: int, seed: int) -> None:
+    def __init__(self, units: int, seed: int, naming: str = "colour") -> None:
         if units < NEEDLES_PER_VIDEO:
             raise OptionError(f"frames={units}: a needle video hides {NEEDLES_PER_VIDEO} needles, so give at least 6")
-        self._units, self._seed = units, seed
+        self._units, self._seed, self._naming = units, seed, naming
 
     def about(self) -> dict[str, Any]:
         """See `Source.about`."""
-        return {"source": f"needle videos, {GENERATOR_VERSION}", "units": self._units, "seed": self._seed}
+        kind = "" if self._naming == "colour" else f", {self._naming}"
+        return {"source": f"needle videos, {GENERATOR_VERSION}{kind}", "units": self._units, "seed": self._seed}
 
     def samples(self, count: int) -> list[Haystack]:
         """See `Source.samples`."""
-        self._rows = documents(self._units, -(-count // NEEDLES_PER_VIDEO), self._seed)[:count]
+        videos = -(-count // NEEDLES_PER_VIDEO)
+        self._rows = documents(self._units, videos, self._seed, NAMINGS[self._naming])[:count]
         return [Haystack(r["id"], r["video"], r["question"], r["unit"], r["quadrant"]) for r in self._rows]
 
     def check(self, samples: Sequence[Haystack], frames_per_unit: int) -> None:

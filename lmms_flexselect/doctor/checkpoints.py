@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle import PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,11 @@ def published() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(files("lmms_flexselect.doctor").joinpath("published.yaml").read_text())
 
 
-def needle_checkpoint(family: str, selector: bool) -> str:
-    """Folder of the tiny model that ``pretrained=needle`` means."""
-    return str(CHECKPOINTS / family / "selector" if selector else CHECKPOINTS / family)
+def needle_checkpoint(name: str, family: str, selector: bool) -> str:
+    """Folder of the tiny model that ``pretrained=needle`` and the like mean; any other name as it is."""
+    if name not in PRETRAINED or Path(name).exists():
+        return name
+    return str(PRETRAINED[name] / family / "selector" if selector else PRETRAINED[name] / family)
 
 
 def _missing(find: Any) -> tuple[str, ...]:

@@ -160,11 +160,10 @@ def _loads(given: Mapping[str, Any], family: str, stand_ins: Path) -> dict[str, 
     """The checkpoints that the model arguments name."""
     found = {}
     for argument in ("pretrained", "selector_path"):
-        needle = given.get("pretrained") == "needle" and not Path("needle").exists()
-        default = "needle" if argument == "selector_path" and needle and given.get("selector") == "lite" else None
-        if (name := given.get(argument, default)) is not None:
-            name = needle_checkpoint(family, argument == "selector_path") if name == "needle" and needle else str(name)
-            found[argument] = find_checkpoint(name, stand_ins)
+        of_selector = argument == "selector_path"
+        lite = given.get("selector") == "lite" and given.get("pretrained") == "needle"
+        if (name := given.get(argument, "needle" if of_selector and lite else None)) is not None:
+            found[argument] = find_checkpoint(needle_checkpoint(str(name), family, of_selector), stand_ins)
     return found
 
 

@@ -38,7 +38,7 @@ from lmms_flexselect.models._upstream import (
     replaced,
     use_upstream_prompts,
 )
-from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle import CHECKPOINTS, PRETRAINED
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.processes import Processes
@@ -177,8 +177,8 @@ class FlexSelectPlugin(lmms):
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = given.get("pretrained", signature["pretrained"].default)
-        if pretrained == "needle" and not os.path.exists(pretrained):
-            pretrained = str(CHECKPOINTS / self._family_name)
+        if pretrained in PRETRAINED and not os.path.exists(pretrained):
+            pretrained = str(PRETRAINED[pretrained] / self._family_name)
         if given.get("selector_path") == "needle" and not os.path.exists("needle"):
             given["selector_path"] = str(CHECKPOINTS / self._family_name / "selector")
         config = self._config(str(pretrained))

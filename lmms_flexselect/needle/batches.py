@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmms_flexselect.needle.benchmark import question
+from lmms_flexselect.needle.naming import Naming, by_colour
 from lmms_flexselect.needle.videos import QUADRANTS, NeedleVideo
 
 TRAINING_UNITS = 16  # the longest video of any training batch
@@ -141,6 +142,7 @@ def training_batch(
     needles: int,
     max_step: float,
     scaffold: bool,
+    naming: Naming = by_colour,
 ) -> Batch:
     """Draws `size` new videos with a question about every needle: the more answers, the denser the loss.
 
@@ -149,7 +151,7 @@ def training_batch(
     videos = [NeedleVideo.draw(int(seed), units, needles) for seed in rng.integers(2**62, size=size)]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     pixels = torch.from_numpy(np.concatenate([video.unit_frames() for video in videos])).permute(0, 3, 1, 2).float()
-    chats = [[(question(needle.colour), needle.shape) for needle in video.needles] for video in videos]
+    chats = [[(question(naming(needle.colour, rng)), needle.shape) for needle in video.needles] for video in videos]
     ids = trainee.token_ids(chats, units)
     step = math.exp(rng.uniform(math.log(0.5), math.log(max_step)))
     frames = imitate_codec(pixels, generator).unflatten(0, (size, units))

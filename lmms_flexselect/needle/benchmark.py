@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle.naming import Naming, by_colour
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
 from lmms_flexselect.preparation.benchmarks import hf_home
 
 LENGTHS = (16, 64, 128, 256, 512)
+CHART_LENGTHS = (16, 64, 256)
 VIDEOS_PER_LENGTH = 34
 NEEDLES_PER_VIDEO = 6
 
@@ -20,18 +22,24 @@ NEEDLES_PER_VIDEO = 6
 GENERATOR_VERSION = 1
 
 
-def question(colour: str) -> str:
-    """The question about the needle of one colour, as asked in training and evaluation."""
-    return f"What shape is the {colour} glyph?"
+def question(name: str) -> str:
+    """The question about the needle whose colour is called so, as asked in training and evaluation."""
+    return f"What shape is the {name} glyph?"
 
 
-def documents(units: int, videos: int = VIDEOS_PER_LENGTH, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of the benchmark: one per needle, so six questions on each of `videos` videos of `units` temporal units."""
+def documents(
+    units: int, videos: int = VIDEOS_PER_LENGTH, seed: int = 0, naming: Naming = by_colour
+) -> list[dict[str, Any]]:
+    """Rows of the benchmark: one per needle, so six questions on each of `videos` videos of `units` temporal units.
+
+    The videos are the same however their colours are called.
+    """
     rows: list[dict[str, Any]] = []
     for index in range(videos):
         video_seed = int(np.random.SeedSequence([seed, units, index]).generate_state(1)[0])
         video = NeedleVideo.draw(video_seed, units, NEEDLES_PER_VIDEO)
         for number, needle in enumerate(video.needles):
+            name = naming(needle.colour, np.random.default_rng([video_seed, number]))
             rows.append(
                 {
                     "id": f"{units}-{index:02d}-{number}",
@@ -41,7 +49,7 @@ def documents(units: int, videos: int = VIDEOS_PER_LENGTH, seed: int = 0) -> lis
                     "unit": needle.unit,
                     "quadrant": needle.quadrant,
                     "colour": needle.colour,
-                    "question": question(needle.colour),
+                    "question": question(name),
                     "shape": needle.shape,
                 }
             )

@@ -9,19 +9,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS
 
 ROPE_THETA = 10000.0
+LAYERS = 6
 
 # At the usual 0.02 so small a model never learns to match a colour's name with its pixels.
 INITIALIZER_RANGE = 0.08
 
 
-def decoder_config(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Six layers of width 128 under tied embeddings, as a Qwen2 text configuration has it; without its rotary part."""
+def decoder_config(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str, Any]:
+    """Layers of width 128 under tied embeddings, as a Qwen2 text configuration has it; without its rotary part."""
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": MAX_POSITIONS,

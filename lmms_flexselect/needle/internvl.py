@@ -21,7 +21,7 @@ from lmms_flexselect.families.internvl import InternVL
 from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl_prompt import END, START, VIDEO_MARK, Tokens, spell_out
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
-from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, ROPE_THETA, answer_as_published, decoder_config
+from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, QUADRANTS, read_video
 
@@ -68,12 +68,12 @@ def build_processor() -> InternVLProcessor:
     )
 
 
-def build_model(processor: InternVLProcessor) -> InternVLForConditionalGeneration:
-    """A model with random float32 weights: six decoder layers of width 128 over an InternViT of two layers."""
+def build_model(processor: InternVLProcessor, layers: int = LAYERS) -> InternVLForConditionalGeneration:
+    """A model with random float32 weights: decoder layers of width 128 over an InternViT of two layers."""
     config = InternVLConfig(
         text_config={
             "model_type": "qwen2",
-            **decoder_config(processor.tokenizer),
+            **decoder_config(processor.tokenizer, layers),
             "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
         },
         vision_config={
@@ -117,10 +117,10 @@ class NeedleInternVL:
         "image_marks": "compete",
     }
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = LAYERS) -> None:
         self.processor = build_processor()
         self.tokenizer = self.processor.tokenizer
-        self.model = build_model(self.processor)
+        self.model = build_model(self.processor, layers)
 
     def token_ids(self, chats: list[Chat], units: int) -> Tensor:
         """See `Trainee.token_ids`; marks are spelled out too."""

@@ -14,15 +14,15 @@ from lmms_flexselect.families.chatml import chatml, marked_token_ids
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, pixel_values
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
-from lmms_flexselect.needle.decoder import ROPE_THETA, answer_as_published, decoder_config
+from lmms_flexselect.needle.decoder import LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, read_video
 
 _MARK = "<image>"
 
 
-def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
-    """Six decoder layers of width 128 over a tower of which two run; 1.5 million parameters, six tokens a frame."""
+def build_config(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> LlavaVideoConfig:
+    """Decoder layers of width 128 over a tower of which two run; six tokens a frame."""
     tower = {
         "hidden_size": 96,
         "intermediate_size": 192,
@@ -32,7 +32,7 @@ def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
         "patch_size": 14,
     }
     original = {
-        **decoder_config(tokenizer),
+        **decoder_config(tokenizer, layers),
         "rope_theta": ROPE_THETA,
         "mm_vision_tower": "siglip-needle-patch14-56",
         "mm_vision_select_layer": -2,
@@ -48,9 +48,9 @@ def build_config(tokenizer: Qwen2Tokenizer) -> LlavaVideoConfig:
     return LlavaVideoConfig.from_original(original, tower)
 
 
-def build_model(tokenizer: Qwen2Tokenizer) -> LlavaVideoForCausalLM:
+def build_model(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> LlavaVideoForCausalLM:
     """A model with random float32 weights that ends its answers as LLaVA-Video does."""
-    model = LlavaVideoForCausalLM(build_config(tokenizer))
+    model = LlavaVideoForCausalLM(build_config(tokenizer, layers))
     answer_as_published(model, tokenizer)
     return model
 
@@ -89,9 +89,9 @@ class NeedleLlavaVideo:
         "conv_template": "qwen_1_5",
     }
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = LAYERS) -> None:
         self.tokenizer = build_tokenizer()
-        self.model = build_model(self.tokenizer)
+        self.model = build_model(self.tokenizer, layers)
 
     def token_ids(self, chats: list[Chat], units: int) -> Tensor:
         """See `Trainee.token_ids`."""

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, ROPE_THETA, answer_as_published, decoder_config
+from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE
 
@@ -71,12 +71,12 @@ def build_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    """Six decoder layers of width 128 over a vision tower of two; 1.7 million parameters."""
+def build_config(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen2_5_VLConfig:
+    """Decoder layers of width 128 over a vision tower of two; with six 1.7 million parameters."""
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]}
     return Qwen2_5_VLConfig(
-        text_config={**decoder_config(tokenizer), "rope_parameters": rope},
+        text_config={**decoder_config(tokenizer, layers), "rope_parameters": rope},
         vision_config={
             "depth": 2,
             "hidden_size": 96,
@@ -96,8 +96,8 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     )
 
 
-def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGeneration:
     """A model with random float32 weights that ends its answers as Qwen2.5-VL does."""
-    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer, layers))
     answer_as_published(model, tokenizer)
     return model

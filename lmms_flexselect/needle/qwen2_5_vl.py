@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLProcessor
 from lmms_flexselect.families import mrope
 from lmms_flexselect.families.mrope import VisionBlock
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat
+from lmms_flexselect.needle.decoder import LAYERS
 from lmms_flexselect.needle.model import PIXELS, build_model, build_processor
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, read_video
 
@@ -68,10 +69,10 @@ class NeedleQwen2_5_VL:
         "max_num_frames": 2048,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = LAYERS) -> None:
         self.processor = build_processor()
         self.tokenizer = self.processor.tokenizer
-        self.model = build_model(self.tokenizer)
+        self.model = build_model(self.tokenizer, layers)
 
     def token_ids(self, chats: list[Chat], units: int) -> Tensor:
         """See `Trainee.token_ids`."""

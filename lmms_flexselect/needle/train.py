@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Trainee, training_batch
+from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Batch, Trainee, training_batch
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
 from lmms_flexselect.needle.internvl import NeedleInternVL
 from lmms_flexselect.needle.llava_vid import NeedleLlavaVideo
+from lmms_flexselect.needle.naming import Naming, by_colour
 from lmms_flexselect.needle.qwen2_5_vl import NeedleQwen2_5_VL
 
 # By the names that lmms-eval has for them.
@@ -44,12 +46,15 @@ class Stage:
         Largest temporal step (`batches.Batch.step`).
     scaffold
         Whether the loss also covers the hint and the end of the turn (`batches.answer_labels`), or the answer alone.
+    spoken
+        Whether the loss also covers what `train`'s `spoken` says.
     """
 
     needles: tuple[int, int]
     units: tuple[int, int]
     max_step: float
-    scaffold: bool
+    scaffold: bool = False
+    spoken: bool = False
 
 
 # One glyph teaches shapes, two or three teach to match a colour's name with its pixels; neither is ever found in a
@@ -62,8 +67,8 @@ class Stage:
 CURRICULUM = (
     Stage(needles=(1, 1), units=(1, 3), max_step=2.0, scaffold=True),
     Stage(needles=(2, 3), units=(2, 4), max_step=2.0, scaffold=True),
-    Stage(needles=(2, 6), units=(6, 8), max_step=8.0, scaffold=False),
-    Stage(needles=(2, 6), units=(6, TRAINING_UNITS), max_step=64.0, scaffold=False),
+    Stage(needles=(2, 6), units=(6, 8), max_step=8.0),
+    Stage(needles=(2, 6), units=(6, TRAINING_UNITS), max_step=64.0),
 )
 PASS = 0.9
 
@@ -92,22 +97,47 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 200) * (0.05 + 0.95 * cosine)
 
 
-def train(trainee: Trainee, steps: int, rng: np.random.Generator) -> None:
-    """Trains in place; prints loss and the share of right answer tokens every 50 steps."""
+def train(
+    trainee: Trainee,
+    steps: int,
+    rng: np.random.Generator,
+    curriculum: Sequence[Stage] = CURRICULUM,
+    naming: Naming = by_colour,
+    spoken: Callable[[Batch], Tensor] | None = None,
+) -> None:
+    """Trains in place; prints loss and the share of right answer tokens every 50 steps.
+
+    Parameters
+    ----------
+    trainee
+        Its model is changed.
+    steps
+        How many, of `BATCH_SIZE` videos each.
+    rng
+        Of videos and questions.
+    curriculum
+        One stage after the other.
+    naming
+        What questions call a colour.
+    spoken
+        Of a batch that went through the model: a further loss, in stages that have it.
+    """
     model = trainee.model
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.98))
     started, right, asked = time.perf_counter(), 0, 0
-    stages = iter(CURRICULUM)
+    stages = iter(curriculum)
     stage = next(stages)
     model.train()
     for step in range(steps):
         needles = int(rng.integers(stage.needles[0], stage.needles[1], endpoint=True))
         units = max(needles, int(rng.integers(stage.units[0], stage.units[1], endpoint=True)))
-        batch = training_batch(trainee, rng, BATCH_SIZE, units, needles, stage.max_step, stage.scaffold)
+        batch = training_batch(trainee, rng, BATCH_SIZE, units, needles, stage.max_step, stage.scaffold, naming)
         targets = batch.labels[:, 1:]
         answers = targets != IGNORED
         logits = model(**trainee.inputs(batch), use_cache=False).logits[:, :-1][answers]
         loss = F.cross_entropy(logits, targets[answers])
+        if stage.spoken and spoken is not None:
+            loss = loss + spoken(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

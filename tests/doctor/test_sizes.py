@@ -65,7 +65,7 @@ def test_shipped_models_have_as_many_parameters_in_their_files(family):
 
 
 def test_a_decoders_sizes_are_those_of_its_modules():
-    folder = needle_checkpoint("qwen2_5_vl", selector=False)
+    folder = needle_checkpoint("needle", "qwen2_5_vl", selector=False)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     decoder = Decoder.of(model.config.get_text_config())
     layer = model.model.language_model.layers[-1]

@@ -6,6 +6,7 @@ import decord
 import pytest
 
 import lmms_flexselect.needle.benchmark as benchmark
+from lmms_flexselect.needle.naming import Naming, by_chart, by_colour
 
 TASKS = Path(__file__).parents[2] / "tasks" / "needle"
 
@@ -18,10 +19,16 @@ def test_rows_are_stable() -> None:
     assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == ROWS_SHA256
 
 
-@pytest.mark.parametrize("units", benchmark.LENGTHS)
-def test_the_task_reads_the_rows(units: int) -> None:
-    lines = (TASKS / f"needle_{units}.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == benchmark.documents(units)
+@pytest.mark.parametrize(
+    ("file", "units", "naming"),
+    [
+        *((f"needle_{units}", units, by_colour) for units in benchmark.LENGTHS),
+        *((f"needle_chart_{units}", units, by_chart) for units in benchmark.CHART_LENGTHS),
+    ],
+)
+def test_the_task_reads_the_rows(file: str, units: int, naming: Naming) -> None:
+    lines = (TASKS / f"{file}.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == benchmark.documents(units, naming=naming)
     assert len(lines) == 204
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from lmms_eval.tasks import TaskManager
 
-from lmms_flexselect.needle.benchmark import LENGTHS
+from lmms_flexselect.needle.benchmark import CHART_LENGTHS, LENGTHS
 
 TASKS = Path(__file__).parents[2] / "tasks" / "needle"
 
@@ -23,10 +23,14 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_every_length_is_a_task_of_the_group(manager: TaskManager) -> None:
-    names = [f"flexselect_needle_{units}" for units in LENGTHS]
-    assert set(manager.all_subtasks) == set(names)
-    assert manager.all_groups == ["flexselect_needle"]
-    assert manager._get_config("flexselect_needle")["task"] == names
+    groups = {
+        "flexselect_needle": [f"flexselect_needle_{units}" for units in LENGTHS],
+        "flexselect_needle_chart": [f"flexselect_needle_chart_{units}" for units in CHART_LENGTHS],
+    }
+    assert set(manager.all_subtasks) == {name for names in groups.values() for name in names}
+    assert set(manager.all_groups) == set(groups)
+    for group, names in groups.items():
+        assert manager._get_config(group)["task"] == names
 
 
 @pytest.mark.parametrize("kind", ["simple", "chat"])
