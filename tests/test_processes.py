@@ -1,6 +1,7 @@
 """How a process leaves its group."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,20 +29,20 @@ print("in", dist.is_initialized(), threads() > 0)
 """
 
 
-def _ended(how: str, folder: Path) -> list[list[str]]:
+def _ended(how: str, folder: Path) -> tuple[int, list[list[str]]]:
     done = subprocess.run(
         [sys.executable, "-c", _LEAVING, how, str(folder / "store")],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
+    return done.returncode, [line.split() for line in done.stdout.splitlines()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="gloo's threads are counted in /proc")
 def test_no_thread_of_gloo_is_left_when_the_interpreter_goes(tmp_path):
-    joined, left = _ended("leaving", tmp_path)
+    status, (joined, left) = _ended("leaving", tmp_path)
+    assert status == 0
     assert joined == ["in", "True", "True"]
     assert left == ["left", "False", "0"]
 
@@ -49,6 +50,7 @@ def test_no_thread_of_gloo_is_left_when_the_interpreter_goes(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="gloo's threads are counted in /proc")
 def test_torch_leaves_them_by_itself(tmp_path):
     """If this fails, torch has mended it, and `Processes.leave_at_exit` can go."""
-    left = _ended("as torch does", tmp_path)[-1]
+    status, (_, left) = _ended("as torch does", tmp_path)
+    assert status in (0, -signal.SIGABRT)  # once in a while
     assert left[:2] == ["left", "True"]
     assert int(left[2]) > 0

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmms_flexselect.needle.benchmark import question
+from lmms_flexselect.needle.decoder import LAYERS
 from lmms_flexselect.needle.naming import Naming, by_colour
 from lmms_flexselect.needle.videos import QUADRANTS, NeedleVideo
 
@@ -66,6 +67,8 @@ class Trainee(Protocol):
     preset: dict[str, Any]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, layers: int = LAYERS) -> None: ...
 
     def token_ids(self, chats: list[Chat], units: int) -> Tensor:
         """Token ids ``(batch, tokens)`` of equally long chats, each with a video of `units` units in its first turn.

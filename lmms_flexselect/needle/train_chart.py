@@ -61,7 +61,7 @@ def grown(family: str) -> tuple[Trainee, nn.Module]:
     """The family's needle model with new layers below its own that let everything through, and its decoder."""
     source = READERS[family](str(CHECKPOINTS / family), torch.float32, TRAINING_UNITS, None).family
     place = next(name for name, module in source.model.named_modules() if module is source.decoder)
-    trainee = FAMILIES[family](LAYERS + NEW_LAYERS)  # type: ignore[call-arg]
+    trainee = FAMILIES[family](LAYERS + NEW_LAYERS)
     decoder: Any = trainee.model.get_submodule(place)
     prefix = f"{place}.layers."
     state = trainee.model.state_dict()

@@ -103,7 +103,8 @@ from lmms_eval.models import get_model
 said = []
 def load(name):
     try:
-        said.append([base.__module__ for base in get_model(name).__mro__][2])
+        bases = [base.__module__ for base in get_model(name).__mro__]
+        said.append(next(module for module in bases if module.startswith("lmms_eval.")))
     except Exception as error:
         said.append(type(error).__name__)
     said.append([m for m in sys.modules if m.split(".")[0] == "llava" or m.endswith(".llava_vid")])

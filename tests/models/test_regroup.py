@@ -15,7 +15,7 @@ import pytest
 from accelerate.utils import DistributedType
 from lmms_eval.caching.response_cache import ResponseCache
 
-from lmms_flexselect.models import _plugin
+from lmms_flexselect.models import _answering
 from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
 from lmms_flexselect.models._upstream import ask_behind_cache
 from tests.support.evaluate import build
@@ -177,7 +177,7 @@ def one_of_two(monkeypatch, llava_checkpoint):
     model = build("llava_vid_flexselect", pretrained=llava_checkpoint, max_frames_num=16)
     tasks = {"asks": SimpleNamespace(OUTPUT_TYPE="generate_until")}
     tasks["acts"] = SimpleNamespace(OUTPUT_TYPE="generate_until_agentic")
-    monkeypatch.setattr(_plugin, "our_tasks", lambda: tasks)
+    monkeypatch.setattr(_answering, "our_tasks", lambda: tasks)
     model._processes = [0, 1]
     return model
 
@@ -194,7 +194,7 @@ def test_requests_are_shared_out_only_where_all_processes_ask_alike(monkeypatch,
         one_of_two.accelerator = SimpleNamespace(distributed_type=DistributedType(kind))
         assert one_of_two._regroups(asked_of("asks")) is shared
     del one_of_two.accelerator
-    monkeypatch.setattr(_plugin, "our_tasks", dict)
+    monkeypatch.setattr(_answering, "our_tasks", dict)
     assert not one_of_two._regroups(asked_of("asks"))
 
 
