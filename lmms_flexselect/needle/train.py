@@ -173,31 +173,60 @@ def accuracy(trainee: Trainee, rows: list[dict[str, Any]]) -> float:
     return sum(answers_shape(answer, row["shape"]) for answer, row in zip(answers, rows, strict=True)) / len(rows)
 
 
-def main() -> None:
-    """Command line entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked(description: str | None, family: str, steps: int) -> argparse.Namespace:
+    """What a trainer's command line says, its threads and its seed set."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path, help="folder of the checkpoint to write")
-    parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--family", choices=FAMILIES, default=family)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
+    return arguments
 
-    trainee = FAMILIES[arguments.family]()
-    started = time.process_time()
-    train(trainee, arguments.steps, np.random.default_rng(arguments.seed))
-    minutes = (time.process_time() - started) / 60  # of CPU time, whatever else the machine is doing
+
+def finish(
+    trainee: Trainee,
+    arguments: argparse.Namespace,
+    minutes: float,
+    model_card: str,
+    preset: dict[str, Any],
+    naming: Naming = by_colour,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a trained model, and a card with its accuracy at training length.
+
+    Parameters
+    ----------
+    trainee
+        Its weights are rounded.
+    arguments
+        From `asked`.
+    minutes
+        That training took, of CPU time.
+    model_card
+        With a placeholder for each number.
+    preset
+        What the plugin falls back to for the checkpoint.
+    naming
+        What the questions call a colour.
+    dtype
+        Of the file.
+    """
     round_weights(trainee.model)
-    trainee.model.config.flexselect = trainee.preset
+    trainee.model.config.flexselect = preset
+    trainee.model.to(dtype)
     trainee.save(arguments.out)
+    trainee.model.float()
 
-    rows = documents(TRAINING_UNITS)
+    rows = documents(TRAINING_UNITS, naming=naming)
     score = accuracy(trainee, rows)
-    card = MODEL_CARD.format(
+    card = model_card.format(
         title=trainee.title,
         likeness=trainee.likeness,
+        layers=trainee.model.config.get_text_config().num_hidden_layers,
         parameters=trainee.model.num_parameters(),
         family=arguments.family,
         units=TRAINING_UNITS,
@@ -209,6 +238,16 @@ def main() -> None:
     )
     (arguments.out / "README.md").write_text(card)
     print(f"accuracy at {TRAINING_UNITS} units {score:.3f}; {minutes:.1f} minutes")
+
+
+def main() -> None:
+    """Command line entry point."""
+    arguments = asked(__doc__, "qwen2_5_vl", 900)
+    trainee = FAMILIES[arguments.family]()
+    started = time.process_time()
+    train(trainee, arguments.steps, np.random.default_rng(arguments.seed))
+    minutes = (time.process_time() - started) / 60  # of CPU time, whatever else the machine is doing
+    finish(trainee, arguments, minutes, MODEL_CARD, trainee.preset)
 
 
 if __name__ == "__main__":

@@ -9,29 +9,26 @@ as it is; once that works, for nothing but the answer.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmms_flexselect.needle import CHART_CHECKPOINTS, CHECKPOINTS
+from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Trainee
-from lmms_flexselect.needle.benchmark import documents
 from lmms_flexselect.needle.decoder import LAYERS
 from lmms_flexselect.needle.naming import COLUMNS, ROWS, by_chart, field_colour
-from lmms_flexselect.needle.train import FAMILIES, Stage, accuracy, round_weights, train
+from lmms_flexselect.needle.train import FAMILIES, Stage, asked, finish, train
 from lmms_flexselect.training.readers import READERS
 
 NEW_LAYERS = 3
 
-# What `lmms-flexselect recall --naming chart` recommends: recall .996, .921 and .867, of any other layer at most .19.
-REFERENCE_LAYERS: Mapping[str, int] = {"qwen2_5_vl": 3, "llava_vid": 3, "internvl_hf": 3}
+# What `lmms-flexselect recall --naming chart` recommends: recall .867 to .996, of any other at most .19.
+REFERENCE_LAYER = 3
 
 CURRICULUM = (
     Stage(needles=(2, 6), units=(6, 8), max_step=8.0, spoken=True),
@@ -129,44 +126,15 @@ def speaking(trainee: Trainee, decoder: Any) -> Iterator[Spoken]:
 
 def main() -> None:
     """Command line entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help=f"folder of the checkpoint to write; ours are in {CHART_CHECKPOINTS}")
-    parser.add_argument("--family", choices=FAMILIES, default="llava_vid")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-
+    arguments = asked(__doc__, "llava_vid", 500)
     trainee, decoder = grown(arguments.family)
     started = time.process_time()
     with speaking(trainee, decoder) as spoken:
         train(trainee, arguments.steps, np.random.default_rng(arguments.seed), CURRICULUM, by_chart, spoken)
     minutes = (time.process_time() - started) / 60  # of CPU time, whatever else the machine is doing
-    round_weights(trainee.model)
-    trainee.model.config.flexselect = {**trainee.preset, "reference_layer": REFERENCE_LAYERS[arguments.family]}
-    trainee.model.to(torch.bfloat16)  # which holds them all: half the file
-    trainee.save(arguments.out)
-    trainee.model.float()
-
-    rows = documents(TRAINING_UNITS, naming=by_chart)
-    score = accuracy(trainee, rows)
-    card = MODEL_CARD.format(
-        title=trainee.title,
-        likeness=trainee.likeness,
-        layers=len(decoder.layers),
-        parameters=trainee.model.num_parameters(),
-        family=arguments.family,
-        units=TRAINING_UNITS,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        minutes=minutes,
-        questions=len(rows),
-        accuracy=score,
-    )
-    (arguments.out / "README.md").write_text(card)
-    print(f"accuracy at {TRAINING_UNITS} units {score:.3f}; {minutes:.1f} minutes")
+    preset = {**trainee.preset, "reference_layer": REFERENCE_LAYER}
+    # bfloat16 holds what the weights were rounded to, in half the file.
+    finish(trainee, arguments, minutes, MODEL_CARD, preset, by_chart, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lmms_flexselect.needle import CHART_CHECKPOINTS, CHECKPOINTS, train, train_
 from lmms_flexselect.needle.batches import training_batch
 from lmms_flexselect.needle.benchmark import CHART_LENGTHS, answers_shape, documents
 from lmms_flexselect.needle.naming import by_chart, field_colour
-from lmms_flexselect.needle.train_chart import NEW_LAYERS, REFERENCE_LAYERS, grown, speaking
+from lmms_flexselect.needle.train_chart import NEW_LAYERS, REFERENCE_LAYER, grown, speaking
 from lmms_flexselect.training.readers import READERS
 
 UNITS = 16
@@ -61,7 +61,7 @@ def test_one_layer_finds_the_needle_and_it_is_in_the_middle(model):
         needle = sample.tokens(model.reader.family, prompt)
         found.append(recall_of_layers(model.decoder, prompt, needle, range(model.num_layers))["max"])
     recall = torch.tensor(found).mean(0)
-    reference = REFERENCE_LAYERS[model.family_name]
+    reference = REFERENCE_LAYER
     assert model.options.reference_layer == reference == int(recall.argmax())
     assert 0 < NEW_LAYERS <= reference < model.num_layers - 2
     assert recall[reference] >= 0.8
@@ -131,7 +131,7 @@ def test_what_is_spoken_is_compared_with_the_word_of_the_colour():
 
 @pytest.mark.parametrize("family", train.FAMILIES)
 def test_the_command_writes_a_checkpoint(monkeypatch, tmp_path, family):
-    monkeypatch.setattr(train_chart, "documents", lambda units, naming: documents(units, 1, naming=naming))
+    monkeypatch.setattr(train, "documents", lambda units, naming: documents(units, 1, naming=naming))
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["train_chart", str(out), "--family", family, "--steps", "2", "--seed", "5"])
     train_chart.main()

@@ -12,7 +12,7 @@ from lmms_flexselect.needle.benchmark import documents
 @pytest.mark.parametrize("family", train.FAMILIES)
 def test_the_command_writes_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(train, "documents", lambda units: documents(units, videos=1))
+    monkeypatch.setattr(train, "documents", lambda units, naming: documents(units, videos=1, naming=naming))
     out = str(tmp_path / "out")
     monkeypatch.setattr(sys, "argv", ["train", out, "--family", family, "--steps", "2", "--seed", "5"])
     train.main()
