@@ -14,8 +14,6 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from lmms_flexselect.needle import PRETRAINED
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -87,13 +85,6 @@ def write_stand_in(name: str, root: Path, **changes: Any) -> Path:
 def published() -> dict[str, dict[str, Any]]:
     """What is known of published checkpoints, by hub name."""
     return yaml.safe_load(files("lmms_flexselect.doctor").joinpath("published.yaml").read_text())
-
-
-def needle_checkpoint(name: str, family: str, selector: bool) -> str:
-    """Folder of the tiny model that ``pretrained=needle`` and the like mean; any other name as it is."""
-    if name not in PRETRAINED or Path(name).exists():
-        return name
-    return str(PRETRAINED[name] / family / "selector" if selector else PRETRAINED[name] / family)
 
 
 def _missing(find: Any) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint, needle_checkpoint
+from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint
 from lmms_flexselect.doctor.memory import ITEM_BYTES, Memory, Reading, estimate
 from lmms_flexselect.doctor.sizes import Sizes, selector_sizes, sizes
 from lmms_flexselect.errors import FlexSelectError, first_line
+from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.presets import FRAMES_OPTION
 
 _HOUR = 3600
@@ -159,11 +160,10 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
 def _loads(given: Mapping[str, Any], family: str, stand_ins: Path) -> dict[str, Checkpoint]:
     """The checkpoints that the model arguments name."""
     found = {}
-    for argument in ("pretrained", "selector_path"):
-        of_selector = argument == "selector_path"
-        lite = given.get("selector") == "lite" and given.get("pretrained") == "needle"
-        if (name := given.get(argument, "needle" if of_selector and lite else None)) is not None:
-            found[argument] = find_checkpoint(needle_checkpoint(str(name), family, of_selector), stand_ins)
+    for argument, name in (("pretrained", given.get("pretrained")), ("selector_path", selector_path(given))):
+        if name is not None:
+            folder = checkpoint(str(name), family, selector=argument == "selector_path")
+            found[argument] = find_checkpoint(folder, stand_ins)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ from lmms_flexselect.models._upstream import (
     replaced,
     use_upstream_prompts,
 )
-from lmms_flexselect.needle import CHECKPOINTS, PRETRAINED
+from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.processes import Processes
@@ -113,8 +112,8 @@ class FlexSelectPlugin(Answering):
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
-        if given.get("selector") == "lite" and given.get("pretrained") == "needle":
-            given.setdefault("selector_path", "needle")
+        if (selector := selector_path(given)) is not None:
+            given["selector_path"] = selector
         measured = None if (file := measured_in(given.get("reference_layer"))) is None else read_measured(file)
         if measured is not None:
             given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
@@ -122,11 +121,9 @@ class FlexSelectPlugin(Answering):
         check_names(given, known)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
-        pretrained = given.get("pretrained", signature["pretrained"].default)
-        if pretrained in PRETRAINED and not os.path.exists(pretrained):
-            pretrained = str(PRETRAINED[pretrained] / self._family_name)
-        if given.get("selector_path") == "needle" and not os.path.exists("needle"):
-            given["selector_path"] = str(CHECKPOINTS / self._family_name / "selector")
+        pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)
+        if selector is not None:
+            given["selector_path"] = checkpoint(selector, self._family_name, selector=True)
         config = self._config(str(pretrained))
         num_layers = config.get_text_config().num_hidden_layers
         if measured is not None:

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.doctor.checkpoints import needle_checkpoint, published
+from lmms_flexselect.doctor.checkpoints import published
 from lmms_flexselect.doctor.plan import resolved
 from lmms_flexselect.doctor.sizes import Decoder, selector_sizes, sizes
 from lmms_flexselect.families.family import Tower
+from lmms_flexselect.needle import checkpoint
 
 # Parameters as the hub's pages of the models count them.
 PARAMETERS = {
@@ -65,7 +66,7 @@ def test_shipped_models_have_as_many_parameters_in_their_files(family):
 
 
 def test_a_decoders_sizes_are_those_of_its_modules():
-    folder = needle_checkpoint("needle", "qwen2_5_vl", selector=False)
+    folder = checkpoint("needle", "qwen2_5_vl")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     decoder = Decoder.of(model.config.get_text_config())
     layer = model.model.language_model.layers[-1]
