@@ -29,7 +29,7 @@ import av
 import numpy as np
 import torch
 
-from lmms_flexselect.families.llava_video_frames import read_llava_video
+from lmms_flexselect.families.llava_video.frames import read_llava_video
 from lmms_flexselect.prefetch import Prefetcher
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLVideoProcessor
 
 from lmms_flexselect.doctor.checkpoints import published, write_stand_in
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_config import read_config
-from lmms_flexselect.families.internvl_processor import FrameSegments, OriginalProcessor, video_pixels
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
-from lmms_flexselect.families.llava_video_frames import read_llava_video
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
-from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.internvl.config import read_config
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.processor import FrameSegments, OriginalProcessor, video_pixels
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.frames import read_llava_video
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.lite.checkpoint import module_config
 from lmms_flexselect.lite.models import SELECTORS
 from lmms_flexselect.loading import checkpoint_config

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmms_flexselect.errors import FlexSelectError
-    from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video, question_ids
-    from lmms_flexselect.families.llava_video_frames import read_llava_video
-    from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+    from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video, question_ids
+    from lmms_flexselect.families.llava_video.frames import read_llava_video
+    from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
     from lmms_flexselect.flexselect import FlexSelect, Selection
     from lmms_flexselect.prompt import VideoPrompt
     from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
@@ -41,16 +41,16 @@ _HOME = {
     "FlexSelect": "flexselect",
     "FlexSelectError": "errors",
     "FrameSampling": "video",
-    "LlavaVideo": "families.llava_video",
-    "Qwen2_5_VL": "families.qwen2_5_vl",
+    "LlavaVideo": "families.llava_video.family",
+    "Qwen2_5_VL": "families.qwen2_5_vl.family",
     "Random": "selectors",
     "ReferenceLayer": "selectors",
     "Selection": "flexselect",
     "Uniform": "selectors",
     "VideoPrompt": "prompt",
-    "load_llava_video": "families.llava_video",
-    "question_ids": "families.llava_video",
-    "read_llava_video": "families.llava_video_frames",
+    "load_llava_video": "families.llava_video.family",
+    "question_ids": "families.llava_video.family",
+    "read_llava_video": "families.llava_video.frames",
     "read_video": "video",
 }
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmms_flexselect.doctor.sizes import Decoder
-from lmms_flexselect.families.llava_video_model import pooled_rows
+from lmms_flexselect.families.llava_video.model import pooled_rows
 from lmms_flexselect.frame_sets import interleaved_frame_sets
 
 PARTS = ("vision", "scoring", "selection", "prefill", "first token")

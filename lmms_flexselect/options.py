@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl import IMAGE_MARKS
-from lmms_flexselect.families.internvl_prompt import FRAME_LABELS, SYSTEM_MESSAGES
+from lmms_flexselect.families.internvl.family import IMAGE_MARKS
+from lmms_flexselect.families.internvl.prompt import FRAME_LABELS, SYSTEM_MESSAGES
 from lmms_flexselect.families.mrope import ROPE_RULES
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.selection import REMAINDERS

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmms_flexselect import flops
 from lmms_flexselect.doctor.checkpoints import write_stand_in
 from lmms_flexselect.doctor.sizes import Decoder
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_config import read_config
-from lmms_flexselect.families.llava_video import LlavaVideo
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig
-from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.internvl.config import read_config
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.llava_video.family import LlavaVideo
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
+from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.flops import PARTS, Cost, Peaks, Sample, causal_pairs, decoder_layers, sharing_weights, work
 from lmms_flexselect.lite.checkpoint import load_selector

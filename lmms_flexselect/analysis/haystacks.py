@@ -20,7 +20,7 @@ from torch import Tensor
 from lmms_flexselect.analysis.image_needles import read_needles
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.family import Family
-from lmms_flexselect.families.llava_video_frames import read_picture
+from lmms_flexselect.families.llava_video.frames import read_picture
 from lmms_flexselect.families.pixels import stretched
 from lmms_flexselect.needle.benchmark import GENERATOR_VERSION, NEEDLES_PER_VIDEO, documents, video_path
 from lmms_flexselect.needle.naming import NAMINGS

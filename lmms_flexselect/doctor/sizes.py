@@ -103,7 +103,7 @@ def _count(model_class: Any, config: Any) -> int:
 
 
 def _llava_vid(config: Any, arguments: Mapping[str, Any]) -> Sizes:
-    from lmms_flexselect.families.llava_video_model import LlavaVideoForCausalLM, pooled_rows
+    from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM, pooled_rows
 
     pooling = {name: arguments[name] for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
     rows = pooled_rows(config.patches_a_side, *pooling.values())

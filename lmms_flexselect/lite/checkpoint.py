@@ -22,8 +22,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError, first_line
 from lmms_flexselect.families.family import Tower
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_prompt import END, START
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.prompt import END, START
 from lmms_flexselect.lite.models import SELECTORS
 from lmms_flexselect.relevance import REDUCTIONS
 

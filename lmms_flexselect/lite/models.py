@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMerger, Qwen2_5_VLTextModel
 
-from lmms_flexselect.families.llava_video_model import projected
+from lmms_flexselect.families.llava_video.model import projected
 
 
 class _DecoderItself:

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pixels, small_frames
-from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, small_frames
+from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.video_file import open_video

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
-from lmms_flexselect.families.llava_video_frames import (
+from lmms_flexselect.families.llava_video.frames import (
     LlavaClip,
     is_path,
     pictures_in,

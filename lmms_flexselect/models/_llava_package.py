@@ -22,8 +22,8 @@ from transformers import PreTrainedConfig, StoppingCriteria
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, SYSTEM, chatml, marked_token_ids
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
 
 IMAGE_TOKEN_INDEX = VIDEO_TOKEN
 DEFAULT_IMAGE_TOKEN = "<image>"

@@ -11,7 +11,7 @@ from loguru import logger
 from torch import Tensor
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, continuation_loss
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, continuation_loss
 from lmms_flexselect.models._llava_frames import LlavaFrames
 from lmms_flexselect.models._measure import now, peak_memory
 from lmms_flexselect.models._selecting_model import SelectingModel, prompt_counts

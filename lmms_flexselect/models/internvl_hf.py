@@ -11,12 +11,12 @@ from lmms_eval.models.chat import internvl_hf as upstream
 from lmms_eval.models.chat.internvl_hf import InternVLHf
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN, read_config
-from lmms_flexselect.families.internvl_processor import FrameSegments, load_processor
-from lmms_flexselect.families.internvl_prompt import END, START
-from lmms_flexselect.families.internvl_tokenizer import stop_token_ids
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
+from lmms_flexselect.families.internvl.prompt import END, START
+from lmms_flexselect.families.internvl.tokenizer import stop_token_ids
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector_tokenizer, read_selector_config
 from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel

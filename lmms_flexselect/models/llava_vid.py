@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmms_flexselect.errors import OptionError, VideoError
-from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video
-from lmms_flexselect.families.llava_video_frames import LlavaClip, sample_frames
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, check_pooling
+from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video
+from lmms_flexselect.families.llava_video.frames import LlavaClip, sample_frames
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, check_pooling
 from lmms_flexselect.models._llava_frames import (
     DECODERS,
     LlavaFrames,

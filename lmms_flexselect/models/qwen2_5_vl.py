@@ -11,7 +11,7 @@ from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import OptionError, VideoError
-from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models._loading import StrictLoader
 from lmms_flexselect.models._media import MediaProcessor, element_key, read_key

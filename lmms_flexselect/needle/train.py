@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmms_flexselect.families.internvl.needle import NeedleInternVL
+from lmms_flexselect.families.llava_video.needle import NeedleLlavaVideo
+from lmms_flexselect.families.qwen2_5_vl.needle import NeedleQwen2_5_VL
 from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Batch, Trainee, training_batch
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
-from lmms_flexselect.needle.internvl import NeedleInternVL
-from lmms_flexselect.needle.llava_vid import NeedleLlavaVideo
 from lmms_flexselect.needle.naming import Naming, by_colour
-from lmms_flexselect.needle.qwen2_5_vl import NeedleQwen2_5_VL
 
 # By the names that lmms-eval has for them.
 FAMILIES: dict[str, type[Trainee]] = {

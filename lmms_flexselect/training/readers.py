@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pixels, load_processor, video_pixels
-from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, load_llava_video
-from lmms_flexselect.families.llava_video_frames import read_llava_video
-from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, load_processor, video_pixels
+from lmms_flexselect.families.internvl.prompt import END, START, SYSTEM_MESSAGES, VIDEO_MARK, spell_out
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, load_llava_video
+from lmms_flexselect.families.llava_video.frames import read_llava_video
+from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.lite.checkpoint import load_selector_tokenizer
 from lmms_flexselect.loading import checkpoint_config, load_whole
 from lmms_flexselect.presets import preset

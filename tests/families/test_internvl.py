@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.families.internvl import InternVL
+from lmms_flexselect.families.internvl.family import InternVL
 from tests.support.internvl_inputs import A_TILE, Part, batch, pixels_of, tokens_of
 from tests.support.internvl_oracle import original_features
 from tests.support.internvl_tokenizers import vocabulary

@@ -12,8 +12,8 @@ from accelerate.utils import named_module_tensors
 from safetensors.torch import load_file
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import read_config
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import read_config
 from tests.support.internvl_checkpoint import write_original
 from tests.support.internvl_oracle import original_features
 from tests.support.internvl_tokenizers import vocabulary

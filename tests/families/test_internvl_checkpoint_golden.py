@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import read_config
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer, stop_token_ids
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import read_config
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer, stop_token_ids
 
 GOLDEN = Path(os.environ.get("FLEXSELECT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden")) / "internvl2_5"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden vectors in {GOLDEN}")

@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import read_config
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import read_config
 from tests.support.internvl_checkpoint import original_config, write_files
 from tests.support.internvl_tokenizers import tokenizer_files
 from tests.support.internvl_weights import ROPE_FACTOR, ROPE_THETA, TEXT, TOWER, random_native

@@ -14,10 +14,10 @@ import torch
 
 from lmms_flexselect import FlexSelect
 from lmms_flexselect.families.chatml import chatml
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGE, VIDEO_MARK, spell_out
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.prompt import END, START, SYSTEM_MESSAGE, VIDEO_MARK, spell_out
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
 from lmms_flexselect.families.pixels import normalised
 
 GOLDEN = Path(os.environ.get("FLEXSELECT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden")) / "internvl2_5"

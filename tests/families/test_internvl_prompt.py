@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_prompt import spell_out
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.prompt import spell_out
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
 from tests.support.internvl_checkpoint import write_original
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lmms_flexselect import FlexSelect
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.family import InternVL
 from tests.support.internvl_inputs import A_TILE, Part, batch, pixels_of, tokens_of
 from tests.support.internvl_oracle import InternVLOracle, PlainDecoder, original_features
 from tests.support.internvl_tokenizers import vocabulary

@@ -9,7 +9,7 @@ import sentencepiece
 from transformers import GenerationConfig, Qwen2Config, Qwen2Tokenizer
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer, stop_token_ids
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer, stop_token_ids
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
 from tests.support.internvl_checkpoint import original_config, write_files
 from tests.support.internvl_tokenizers import sentencepiece_model, tokenizer_files, vocabulary

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
 from lmms_flexselect.families.chatml import chatml
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGE, VIDEO_MARK, spell_out
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, load_llava_video
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.prompt import END, START, SYSTEM_MESSAGE, VIDEO_MARK, spell_out
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, load_llava_video
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.lite.checkpoint import load_selector
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lmms_flexselect import FlexSelect
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, continuation_loss, pixel_values
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, continuation_loss, pixel_values
 from lmms_flexselect.families.pixels import resize_frames
 from tests.support.oracle import Answer, deal, relevance, share, top_k
 from tests.support.random_models import HEADS, KV_HEADS, LAYERS, ROPE_THETA, Part, llava_inputs, llava_video

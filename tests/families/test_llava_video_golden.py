@@ -15,8 +15,8 @@ from transformers import Qwen2Tokenizer
 
 from lmms_flexselect import FlexSelect
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, pixel_values
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, pixel_values
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 
 GOLDEN = Path(os.environ.get("FLEXSELECT_GOLDEN", Path(__file__).parents[3] / "shared" / "golden")) / "llava_video"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden vectors in {GOLDEN}")

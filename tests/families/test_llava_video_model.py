@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import LlavaOnevisionConfig
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families import llava_video_model
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video import model as llava_video_model
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from tests.support.llava_checkpoint import TOWER, original_config, original_shapes, write_checkpoint
 from tests.support.random_models import PATCH, TOWER_HEADS, TOWER_LAYERS, llava_video
 

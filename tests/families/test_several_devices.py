@@ -18,10 +18,10 @@ from accelerate import dispatch_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.llava_video import LlavaVideo
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.llava_video.family import LlavaVideo
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from tests.support.internvl_checkpoint import write_original
 from tests.support.internvl_inputs import batch, tokens_of
 from tests.support.internvl_tokenizers import vocabulary

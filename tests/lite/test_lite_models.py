@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, pixel_values
-from lmms_flexselect.families.qwen2_5_vl import window_order
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, pixel_values
+from lmms_flexselect.families.qwen2_5_vl.family import window_order
 from lmms_flexselect.lite.checkpoint import load_selector
 from tests.support import oracle
 from tests.support.internvl_inputs import Part as InternVLPart

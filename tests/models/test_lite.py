@@ -17,10 +17,10 @@ from lmms_flexselect import FlexSelect
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import Tower
-from lmms_flexselect.families.internvl_prompt import SYSTEM_MESSAGE
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGE
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.lite.checkpoint import load_selector
 from tests.support.evaluate import Question, ask, build, evaluate
 from tests.support.internvl_checkpoint import write_original

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
-from lmms_flexselect.families import llava_video_frames
-from lmms_flexselect.families.llava_video_model import LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video import frames as llava_video_frames
+from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM
 from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
 from lmms_flexselect.models._records import results_block
 from tests.support.evaluate import Question, ask, build, evaluate

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageFile
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
-from lmms_flexselect.families import llava_video_frames
-from lmms_flexselect.families.llava_video_frames import read_pictures, sample_frames
+from lmms_flexselect.families.llava_video import frames as llava_video_frames
+from lmms_flexselect.families.llava_video.frames import read_pictures, sample_frames
 from lmms_flexselect.models._llava_frames import LlavaFrames, VisualSource, frame_complaint, read_frames
 from lmms_flexselect.models._llava_package import upstream_llava_vid
 from lmms_flexselect.needle.videos import write_video

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import FlexSelectError, VideoError
-from lmms_flexselect.families import llava_video_frames
-from lmms_flexselect.families.llava_video import pixel_values
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video import frames as llava_video_frames
+from lmms_flexselect.families.llava_video.family import pixel_values
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from tests.support.evaluate import build
 
 SMALL: dict[str, Any] = {"max_frames_num": 16, "dtype": "float32"}

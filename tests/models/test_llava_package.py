@@ -14,8 +14,8 @@ from lmms_eval.models import get_model
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLConfig, Qwen2Config
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
 from lmms_flexselect.models._llava_package import (
     Conversation,
     KeywordsStoppingCriteria,

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from lmms_flexselect import FlexSelect
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.models._llava_package import upstream_llava_vid
 from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
 from tests.support.evaluate import Question, ask, build, evaluate

@@ -8,10 +8,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from lmms_flexselect import FrameSampling, Qwen2_5_VL, read_video
 from lmms_flexselect.families.chatml import chatml
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_prompt import spell_out
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.prompt import spell_out
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle import CHECKPOINTS, videos
 
 PIXELS = {"min_pixels": 56 * 56, "max_pixels": 56 * 56}

@@ -3,9 +3,9 @@ import json
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from lmms_flexselect.families.qwen2_5_vl.needle import published_positions
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
-from lmms_flexselect.needle.qwen2_5_vl import published_positions
 from lmms_flexselect.needle.train import FAMILIES
 from lmms_flexselect.needle.videos import COLOURS, SHAPES, read_video
 

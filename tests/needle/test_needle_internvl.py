@@ -9,13 +9,13 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoProcessor, InternVLProcessor
 
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_processor import FrameSegments
-from lmms_flexselect.families.internvl_prompt import spell_out
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.needle import NeedleInternVL
+from lmms_flexselect.families.internvl.processor import FrameSegments
+from lmms_flexselect.families.internvl.prompt import spell_out
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import Batch, training_batch
 from lmms_flexselect.needle.benchmark import LENGTHS
-from lmms_flexselect.needle.internvl import NeedleInternVL
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
 from lmms_flexselect.video_file import open_video
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.needle import NeedleLlavaVideo, chat_ids, shown_tokens
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import Batch, training_batch
-from lmms_flexselect.needle.llava_vid import NeedleLlavaVideo, chat_ids, shown_tokens
 
 ONE_TURN = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\n"

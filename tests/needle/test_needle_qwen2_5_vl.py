@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from lmms_flexselect.families.qwen2_5_vl.needle import NeedleQwen2_5_VL, patchify, published_positions
 from lmms_flexselect.needle.batches import training_batch
 from lmms_flexselect.needle.benchmark import question
-from lmms_flexselect.needle.qwen2_5_vl import NeedleQwen2_5_VL, patchify, published_positions
 from lmms_flexselect.needle.videos import COLOURS, NeedleVideo
 
 

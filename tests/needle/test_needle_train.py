@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle import train
 from lmms_flexselect.needle.benchmark import documents
 

@@ -14,9 +14,9 @@ import torch
 
 from lmms_flexselect import Qwen2_5_VL
 from lmms_flexselect.families.family import Family
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_checkpoint import load_model
-from lmms_flexselect.families.llava_video import LlavaVideo
+from lmms_flexselect.families.internvl.checkpoint import load_model
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.llava_video.family import LlavaVideo
 from lmms_flexselect.lite.checkpoint import load_selector
 from tests.support.internvl_inputs import batch, tokens_of
 from tests.support.internvl_tokenizers import vocabulary

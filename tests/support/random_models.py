@@ -21,8 +21,8 @@ from transformers import (
     Qwen3Model,
 )
 
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 4, 4, 2, 96
 VISION_START, VISION_END, IMAGE, VIDEO, PAD = 90, 91, 92, 93, 0

@@ -23,7 +23,7 @@ from lmms_flexselect.families.family import (
     gradients_for_selector,
     reading_inputs,
 )
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.loading import load_tokenizer, load_whole
 from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
-from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, pixel_values
-from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, pixel_values
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
 from lmms_flexselect.needle.decoder import LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, build_tokenizer

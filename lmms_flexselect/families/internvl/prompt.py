@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 
 VIDEO_MARK = "<video>"
 START, END = "<img>", "</img>"

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from lmms_flexselect.families.chatml import chatml
-from lmms_flexselect.families.internvl import InternVL
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_prompt import END, START, VIDEO_MARK, Tokens, spell_out
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.prompt import END, START, VIDEO_MARK, Tokens, spell_out
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
 from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import build_tokenizer

@@ -11,9 +11,9 @@ from transformers import AutoProcessor, GotOcr2ImageProcessor
 
 from lmms_flexselect.errors import OptionError, first_line
 from lmms_flexselect.families.chatml import chatml
-from lmms_flexselect.families.internvl_config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl_prompt import VIDEO_MARK
-from lmms_flexselect.families.internvl_tokenizer import load_tokenizer
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.prompt import VIDEO_MARK
+from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
 from lmms_flexselect.families.pixels import normalised, resize_frames
 from lmms_flexselect.video_file import VideoFile
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from lmms_flexselect import loading
 from lmms_flexselect.families.chatml import END
-from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, internvl_config
+from lmms_flexselect.families.internvl.config import ORIGINAL_TYPE, internvl_config
 
 
 class InternLM2Tokenizer(SentencePieceBackend):

@@ -21,8 +21,8 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.chatml import END
-from lmms_flexselect.families.internvl_config import ORIGINAL_TYPE, added_tokens, internvl_config, read_config
-from lmms_flexselect.families.internvl_tokenizer import stop_ids
+from lmms_flexselect.families.internvl.config import ORIGINAL_TYPE, added_tokens, internvl_config, read_config
+from lmms_flexselect.families.internvl.tokenizer import stop_ids
 from lmms_flexselect.loading import load_whole
 
 _TOWER, _TEXT = "model.vision_tower.", "model.language_model."

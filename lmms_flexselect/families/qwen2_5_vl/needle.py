@@ -11,9 +11,9 @@ from transformers import Qwen2_5_VLProcessor
 
 from lmms_flexselect.families import mrope
 from lmms_flexselect.families.mrope import VisionBlock
+from lmms_flexselect.families.qwen2_5_vl.needle_model import PIXELS, build_model, build_processor
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat
 from lmms_flexselect.needle.decoder import LAYERS
-from lmms_flexselect.needle.model import PIXELS, build_model, build_processor
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, read_video
 
 _PATCH = 14
