@@ -1,6 +1,6 @@
 """Entry point ``lmms_eval.models``: which model names this plugin adds.
 
-Imports nothing but lmms-eval's registry, and that only when asked: lmms-eval loads this module while it is itself
+Imports nothing but lmms-eval's registry and the families' specs, and these only when called: lmms-eval loads this module while it is itself
 being imported, and an exception here would silently unregister every plugin after this one.
 """
 
@@ -16,22 +16,14 @@ def manifests() -> list[ModelManifest]:
     """The model classes of this plugin, by the names that ``lmms-eval --model`` takes."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
+    from lmms_flexselect.families.spec import families
+
     return [
-        ModelManifest(
-            model_id="qwen2_5_vl_flexselect",
-            simple_class_path="lmms_flexselect.models.qwen2_5_vl.Qwen2_5_VLFlexSelectSimple",
-            chat_class_path="lmms_flexselect.models.qwen2_5_vl.Qwen2_5_VLFlexSelect",
-        ),
-        ModelManifest(
-            model_id="llava_vid_flexselect",
-            simple_class_path="lmms_flexselect.models.llava_vid.LlavaVidFlexSelect",
-        ),
-        ModelManifest(
-            model_id="internvl_hf_flexselect",
-            chat_class_path="lmms_flexselect.models.internvl_hf.InternVLHfFlexSelect",
-        ),
-        ModelManifest(
-            model_id="internvl2_flexselect",
-            chat_class_path="lmms_flexselect.models.internvl_hf.InternVL2FlexSelect",
-        ),
+        ModelManifest(model_id=model.name, simple_class_path=_dotted(model.simple), chat_class_path=_dotted(model.chat))
+        for family in families().values()
+        for model in family.models
     ]
+
+
+def _dotted(path: str | None) -> str | None:
+    return None if path is None else path.replace(":", ".")

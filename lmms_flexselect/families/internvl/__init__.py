@@ -1,1 +1,25 @@
-"""See `spec`."""
+"""InternVL2.5 from its original checkpoints; InternVL2.5-MPO, 3 and 3.5 in transformers' layout."""
+
+from lmms_flexselect.families.spec import FamilySpec, ModelName
+
+_HERE = "lmms_flexselect.families.internvl"
+
+SPEC = FamilySpec(
+    name="internvl_hf",
+    title="InternVL",
+    models=(
+        ModelName("internvl_hf_flexselect", chat="lmms_flexselect.models.internvl_hf:InternVLHfFlexSelect"),
+        ModelName("internvl2_flexselect", chat="lmms_flexselect.models.internvl_hf:InternVL2FlexSelect"),
+    ),
+    frames_option="num_frames",
+    # 512 frames of 256 tokens and two marks, of which 32 frames' worth are kept.
+    defaults={"token_budget": 32 * 258},
+    presets={"internvl2_5-8b": {"num_frames": 512}},
+    reference_layers={32: 15},
+    relative_depth=15 / 32,
+    options=f"{_HERE}.options:Options",
+    reader=f"{_HERE}.reader:Reader",
+    selector_network=f"{_HERE}.lite:SelectorNetwork",
+    shape=f"{_HERE}.shape:shape",
+    needle=f"{_HERE}.needle:NeedleInternVL",
+)

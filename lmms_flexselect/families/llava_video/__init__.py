@@ -1,1 +1,25 @@
-"""See `spec`."""
+"""LLaVA-Video."""
+
+from lmms_flexselect.families.spec import FamilySpec, ModelName
+
+# 512 frames of 210 tokens, of which 32 frames' worth are kept; upstream would read 20 frames, pooled to 182.
+_PAPER = {"max_frames_num": 512, "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+_HERE = "lmms_flexselect.families.llava_video"
+
+SPEC = FamilySpec(
+    name="llava_vid",
+    title="LLaVA-Video",
+    models=(ModelName("llava_vid_flexselect", simple="lmms_flexselect.models.llava_vid:LlavaVidFlexSelect"),),
+    frames_option="max_frames_num",
+    # The one chat template that fits; upstream's default is Vicuna's.
+    defaults={"token_budget": 32 * 210, "conv_template": "qwen_1_5"},
+    presets={f"llava-video-{size}": _PAPER for size in ("7b", "72b")},
+    reference_layers={28: 19, 80: 60},
+    relative_depth=19 / 28,
+    upstream_device_map="cuda:0",
+    tokens_behind_row=1,  # the newline
+    reader=f"{_HERE}.reader:Reader",
+    selector_network=f"{_HERE}.lite:SelectorNetwork",
+    shape=f"{_HERE}.shape:shape",
+    needle=f"{_HERE}.needle:NeedleLlavaVideo",
+)

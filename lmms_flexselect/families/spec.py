@@ -1,0 +1,165 @@
+"""`FamilySpec`: all that the rest of the package needs to know of a family, and the registry that finds them.
+
+A family is registered under the entry-point group ``lmms_flexselect.families``; what is registered is its `FamilySpec`,
+in a module that imports nothing heavy. Classes are named as ``"package.module:Name"`` and imported on first use, since
+lmms-eval reads the names of models long before, and often without ever, needing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from lmms_flexselect.errors import FlexSelectError, OptionError
+
+GROUP = "lmms_flexselect.families"
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A name that ``lmms-eval --model`` takes.
+
+    Attributes
+    ----------
+    name
+        For instance ``"qwen2_5_vl_flexselect"``.
+    chat, simple
+        The classes behind it, as ``"package.module:Name"``; None where upstream has none of the kind.
+    """
+
+    name: str
+    chat: str | None = None
+    simple: str | None = None
+
+    @property
+    def class_path(self) -> str:
+        """Of the class that lmms-eval takes unless it is told otherwise."""
+        path = self.chat or self.simple
+        assert path is not None
+        return path
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """A family of VideoLLMs.
+
+    Attributes
+    ----------
+    name
+        On the command line, in results files and in selectors' ``config.json``: lmms-eval's name of its class.
+    title
+        As people write it.
+    models
+        Names on lmms-eval's command line; the first is the one that tools take where none is given.
+    frames_option
+        Upstream's argument that bounds the frames read of a video.
+    frames_per_unit
+        Frames of the video that make one of the family's units (see `VideoPrompt.frame`).
+    defaults
+        Model arguments, ours and upstream's, that fit all checkpoints of the family.
+    presets
+        By the name of a published checkpoint: model arguments that go with it. See `lmms_flexselect.presets`.
+    reference_layers
+        The layer that was measured (0-based), by the number of the decoder's layers.
+    reference_layer_source
+        Who measured it.
+    relative_depth
+        Share of the decoder's layers below the reference layer where nothing was measured.
+    upstream_device_map
+        What upstream's class does where no ``device_map`` is given: ``"auto"`` spreads the model over all GPUs.
+    options
+        The dataclass of options that only this family has; None if it has none.
+    reader
+        The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.training.readers.Reader`.
+    selector_network
+        The module class of a FlexSelect-Lite selector for this family; see `lmms_flexselect.lite`.
+    shape
+        The function that gives the sizes of a checkpoint, from its configuration and upstream's arguments; see
+        `lmms_flexselect.cost.shape`.
+    tokens_behind_row
+        Visual tokens behind each row of a picture's tokens that stand for no place in it.
+    needle
+        The class that builds and trains the family's needle model (see `lmms_flexselect.needle`); None without one.
+    """
+
+    name: str
+    title: str
+    models: tuple[ModelName, ...]
+    frames_option: str
+    reader: str
+    shape: str
+    frames_per_unit: int = 1
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference_layers: Mapping[int, int] = field(default_factory=dict)
+    reference_layer_source: str = "the paper"
+    relative_depth: float = 20 / 28
+    upstream_device_map: str = "auto"
+    options: str | None = None
+    selector_network: str | None = None
+    tokens_behind_row: int = 0
+    needle: str | None = None
+
+    def reference_layer(self, num_layers: int) -> tuple[int, bool]:
+        """The default reference layer of a decoder of so many layers, and whether it was measured."""
+        if num_layers in self.reference_layers:
+            return self.reference_layers[num_layers], True
+        return min(round(num_layers * self.relative_depth), num_layers - 1), False
+
+
+def load(path: str) -> Any:
+    """What ``"package.module:Name"`` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+@cache
+def families() -> dict[str, FamilySpec]:
+    """All registered families by name, this package's own first.
+
+    Raises
+    ------
+    FlexSelectError
+        If a registered family cannot be imported, is no `FamilySpec`, or has a name or a model's name that is taken.
+    """
+    found: dict[str, FamilySpec] = {}
+    names: dict[str, str] = {}
+    points = sorted(
+        entry_points(group=GROUP), key=lambda point: (not point.value.startswith("lmms_flexselect."), point.name)
+    )
+    for point in points:
+        try:
+            spec = point.load()
+        except Exception as error:
+            raise FlexSelectError(f"family {point.name} ({point.value}) cannot be imported: {error}") from None
+        if not isinstance(spec, FamilySpec):
+            raise FlexSelectError(f"family {point.name} ({point.value}): is a {type(spec).__name__}, not a FamilySpec")
+        taken = {spec.name: found.get(spec.name), **{m.name: names.get(m.name) for m in spec.models}}
+        for name, by in taken.items():
+            if by is not None:
+                raise FlexSelectError(f"family {point.name} ({point.value}): the name {name} is taken")
+        found[spec.name] = spec
+        names |= {model.name: spec.name for model in spec.models}
+    return found
+
+
+def family(name: str) -> FamilySpec:
+    """The family of that name.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
+    if name not in (known := families()):
+        raise OptionError(f"family={name}: must be one of {', '.join(known)}")
+    return known[name]
+
+
+def family_of_model(model: str) -> FamilySpec | None:
+    """The family that a name on lmms-eval's command line belongs to; None if it is none of ours."""
+    return next((spec for spec in families().values() if model in [m.name for m in spec.models]), None)
