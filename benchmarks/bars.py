@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from part_clock import PARTS
 
-from lmms_flexselect import flops
+from lmms_flexselect.cost import flops
 
 # From below: what has a floor first, so that the floor's line can be read beside it.
 _ORDER = (*flops.PARTS, *(part for part in PARTS if part not in flops.PARTS))

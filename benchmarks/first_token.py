@@ -8,8 +8,9 @@ on disturbs them alike.
 
 Parts end where the GPU has finished; they add up to the time to first token. *vision* is all from pixels to the
 prompt's embeddings, *selection* what FlexSelect does beside scoring, *prefill* the decoder's forward pass over the
-shortened prompt, *first token* the rest of transformers' ``generate``. The floor is that of `lmms_flexselect.flops` for
-the last five, with peaks that are given, or measured first by a bare matrix product and a bare copy.
+shortened prompt, *first token* the rest of transformers' ``generate``. The floor is that of
+`lmms_flexselect.cost.flops` for the last five, with peaks that are given, or measured first by a bare matrix product
+and a bare copy.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from part_clock import PARTS
 from random_videollms import NAMES, SCALES, build
 from tabulate import tabulate
 
-from lmms_flexselect.flops import Peaks
+from lmms_flexselect.cost.flops import Peaks
 from lmms_flexselect.models._measure import now
 from lmms_flexselect.needle.videos import write_video
 

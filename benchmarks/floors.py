@@ -12,10 +12,11 @@ import transformers
 from random_videollms import BEFORE, NAMES, build
 from tabulate import tabulate
 
-from lmms_flexselect.flops import Peaks, Sample, tokens_of_unit, work
+from lmms_flexselect.cost.flops import Peaks, Request, work
+from lmms_flexselect.families.spec import family
 from lmms_flexselect.selection import round_up
 
-GRID = (22, 38)  # Qwen2.5-VL's patches of a 16:9 frame within the preset's bounds: 209 tokens a pair
+GRID = (22, 38)  # patches of a 16:9 frame within the preset's bounds, where a family reads frames of any size
 UNITS_PER_SET = 64
 
 
@@ -33,18 +34,17 @@ def main() -> None:
     lines = []
     for name in arguments.families:
         llm = build(name, "published", torch.device("meta"), torch.bfloat16)
-        grid = GRID if name == "qwen2_5_vl" else None
-        a_unit = tokens_of_unit(name, llm.config, grid)
+        shapes = {lite: llm.shape(lite, GRID) for lite in (False, True)}
+        a_unit = shapes[False].tokens
         for frames in arguments.frames:
-            units = frames // 2 if name == "qwen2_5_vl" else frames
+            units = frames // family(name).frames_per_unit
             budget = llm.budget or units * a_unit
             budget = round_up(budget, a_unit) if llm.family(with_selector=False).round_budget else budget
             for selector in ("none", "reference", "lite", "uniform"):
                 kept = units * a_unit if selector == "none" else min(units * a_unit, budget)
-                sample = Sample(units, UNITS_PER_SET, kept, BEFORE, arguments.question)
+                request = Request(units, UNITS_PER_SET, kept, BEFORE, arguments.question)
                 layer = llm.layer if selector == "reference" else None
-                own = llm.selector.config if selector == "lite" else None
-                costs = work(name, llm.config, sample, layer, own, grid)
+                costs = work(shapes[selector == "lite"], request, layer)
                 lines.append(
                     {
                         "family": name,

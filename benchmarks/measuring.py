@@ -11,10 +11,11 @@ import torch
 from part_clock import PARTS, PartClock
 from random_videollms import BEFORE, VideoLLM
 
-from lmms_flexselect import flops
+from lmms_flexselect.cost import flops
+from lmms_flexselect.cost.flops import Peaks, Request, work
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.families.spec import family as family_spec
 from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.flops import Peaks, Sample, work
 from lmms_flexselect.models._measure import now, peak_memory
 from lmms_flexselect.selectors import Uniform
 
@@ -139,21 +140,15 @@ def _first_token(
             selection = select(prompt)
         with clock.part("first token"), clock.forward(family.decoder, "prefill"):
             family.generate([selection.prompt], max_new_tokens=1, do_sample=False)
-    if units != (wanted := found.frames // (2 if llm.name == "qwen2_5_vl" else 1)):
-        raise FlexSelectError(f"{path}: gave {units} frames (Qwen2.5-VL: pairs), not {wanted}; name a longer video")
+    if units != (wanted := found.frames // (each := family_spec(llm.name).frames_per_unit)):
+        raise FlexSelectError(f"{path}: gave {units} units of {each} frame(s), not {wanted}; name a longer video")
     found.peak_gib = max(found.peak_gib, peak.gib)
     found.visual, found.kept, found.text = visual, selection.kept_tokens, len(prompt) - visual
-    sample = Sample(
+    request = Request(
         units, select.max_frames_per_set, selection.kept_tokens, BEFORE, len(question), item=llm.model.dtype.itemsize
     )
-    costs = work(
-        llm.name,
-        llm.config,
-        sample,
-        layer=llm.layer if found.selector == "reference" else None,
-        selector=llm.selector.config if lite else None,
-        grid=inputs["video_grid_thw"][0, 1:].tolist() if "video_grid_thw" in inputs else None,
-    )
+    grid = inputs["video_grid_thw"][0, 1:].tolist() if "video_grid_thw" in inputs else None
+    costs = work(llm.shape(lite, grid), request, layer=llm.layer if found.selector == "reference" else None)
     found.floor = {part: cost.seconds(peaks) for part, cost in costs.items()}
     found.flops = {part: cost.flops for part, cost in costs.items()}
     found.bytes = {part: cost.bytes for part, cost in costs.items()}

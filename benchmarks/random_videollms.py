@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from scoring import HEADS, HIDDEN, INNER, KV_HEADS, LAYERS
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLVideoProcessor
 
+from lmms_flexselect.cost.shape import ModelShape, SelectorShape
 from lmms_flexselect.doctor.checkpoints import published, write_stand_in
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
@@ -21,6 +23,7 @@ from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video.frames import read_llava_video
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
+from lmms_flexselect.families.spec import family, load
 from lmms_flexselect.lite.checkpoint import module_config
 from lmms_flexselect.lite.models import SELECTORS
 from lmms_flexselect.loading import checkpoint_config
@@ -125,6 +128,12 @@ class VideoLLM:
             family = InternVL(self.model, marks, selector_mark_ids=(self.config.image_token_id, *marks))
         family.selector = self.selector if with_selector else None
         return family
+
+    def shape(self, with_selector: bool, grid: Sequence[int] | None) -> ModelShape:
+        """What the work follows from, for frames of `grid` patches where the family reads frames of any size."""
+        own = SelectorShape.of(type(self.selector), self.selector.config) if with_selector else None
+        shape = load(family(self.name).shape)(self.config, self.pixels, grid=grid)
+        return dataclasses.replace(shape, selector=own)
 
     def inputs(self, path: str, frames: int, question: Tensor) -> dict[str, Any]:
         """What the family's `prompts` takes, of a file: as in a run, but for the text, which is random.

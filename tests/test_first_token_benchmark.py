@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmms_flexselect import flops
-from lmms_flexselect.flops import Peaks
+from lmms_flexselect.cost import flops
+from lmms_flexselect.cost.flops import Peaks
 
 # Little more than 32 units, of which all would be kept.
 FRAMES = {"llava_vid": 34, "qwen2_5_vl": 66, "internvl_hf": 34}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
 
+from lmms_flexselect.cost.memory import GIB, gib
 from lmms_flexselect.doctor.finding import NOTE, OK, PROBLEM, Finding
 from lmms_flexselect.doctor.installation import decoding
 from lmms_flexselect.doctor.machine import Gpu, Machine
-from lmms_flexselect.doctor.memory import GIB, gib
 from lmms_flexselect.doctor.plan import Planned
 
 # A model of more parameters answers no benchmark on a CPU within a lifetime.

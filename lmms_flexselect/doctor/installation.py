@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from packaging.requirements import Requirement
 
+from lmms_flexselect.cost.memory import gib
 from lmms_flexselect.doctor.finding import NOTE, OK, PROBLEM, Finding
 from lmms_flexselect.doctor.machine import Machine
-from lmms_flexselect.doctor.memory import gib
 from lmms_flexselect.manifests import manifests
 
 # Of which versions are told though nothing is wrong.

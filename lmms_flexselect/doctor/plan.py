@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from lmms_flexselect.cost.memory import ITEM_BYTES, Memory, RunSettings, estimate
+from lmms_flexselect.cost.shape import ModelShape
 from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint
-from lmms_flexselect.doctor.memory import ITEM_BYTES, Memory, Reading, estimate
-from lmms_flexselect.doctor.sizes import Sizes, selector_sizes, sizes
 from lmms_flexselect.errors import FlexSelectError, first_line
+from lmms_flexselect.families.spec import family, load
 from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.presets import FRAMES_OPTION
 
@@ -171,16 +172,14 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     """What building and running the model takes."""
     from lmms_flexselect.lite.checkpoint import read_selector_config
 
-    options, family = instance.options, instance._family_name
+    options, name = instance.options, instance._family_name
     config = instance._config(str(upstream["pretrained"]))
-    model = sizes(family, config, upstream)
-    own = None
-    if selector is not None:
-        own = selector_sizes(read_selector_config(str(selector.place)).raw, model.tower)
+    of_selector = None if selector is None else read_selector_config(str(selector.place)).raw
+    model = load(family(name).shape)(config, upstream, of_selector)
     kernel = upstream.get("attn_implementation") or "sdpa"
-    frames = upstream.get(FRAMES_OPTION[family]) or int(_HOUR * float(upstream["fps"]))
-    units = -(-int(frames) // _FRAMES_PER_UNIT.get(family, 1))
-    run = Reading(
+    frames = upstream.get(FRAMES_OPTION[name]) or int(_HOUR * float(upstream["fps"]))
+    units = -(-int(frames) // _FRAMES_PER_UNIT.get(name, 1))
+    run = RunSettings(
         units,
         options.selector,
         options.token_budget,
@@ -190,15 +189,15 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     )
     return {
         "parameters": model.parameters,
-        "selector_parameters": own[0] if own else 0,
-        "memory": estimate(model, run, own),
+        "selector_parameters": model.selector.parameters if model.selector else 0,
+        "memory": estimate(model, run),
         "summary": _summary(options, model, int(frames), run),
         "kernel": kernel,
         "decoder": upstream.get("video_decode_backend", "decord"),
     }
 
 
-def _summary(options: Any, model: Sizes, frames: int, run: Reading) -> str:
+def _summary(options: Any, model: ModelShape, frames: int, run: RunSettings) -> str:
     visual = run.units * model.tokens
     read = f"{frames} frames = {visual:,} visual tokens at most"
     if options.selector == "none":

@@ -78,8 +78,10 @@ class FamilySpec:
     selector_network
         The module class of a FlexSelect-Lite selector for this family; see `lmms_flexselect.lite`.
     shape
-        The function that gives the sizes of a checkpoint, from its configuration and upstream's arguments; see
-        `lmms_flexselect.cost.shape`.
+        ``shape(config, arguments, selector=None, grid=None)``, a function that gives a checkpoint's `ModelShape` (see
+        `lmms_flexselect.cost.shape`) from its configuration and upstream's arguments; with a FlexSelect-Lite selector
+        whose ``config.json`` is `selector`; of frames of ``grid = (rows, columns)`` patches where their size varies,
+        else of the largest that the arguments allow. ValueError if a size is missing in `selector`.
     tokens_behind_row
         Visual tokens behind each row of a picture's tokens that stand for no place in it.
     needle

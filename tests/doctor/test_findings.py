@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lmms_flexselect.cost.memory import GIB, Memory
 from lmms_flexselect.doctor.checkpoints import Checkpoint
 from lmms_flexselect.doctor.datasets import DataSet
 from lmms_flexselect.doctor.finding import NOTE, OK, PROBLEM
 from lmms_flexselect.doctor.fitting import of_config
 from lmms_flexselect.doctor.installation import of_machine
 from lmms_flexselect.doctor.machine import Gpu, Machine
-from lmms_flexselect.doctor.memory import GIB, Memory
 from lmms_flexselect.doctor.plan import Planned
 from lmms_flexselect.doctor.supplies import of_data, of_disk, of_tasks, of_token, of_weights
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lmms_flexselect.cli import installed_path
+from lmms_flexselect.cost.memory import GIB
 from lmms_flexselect.doctor.checkpoints import find_checkpoint
-from lmms_flexselect.doctor.memory import GIB
 from lmms_flexselect.doctor.plan import plan, read_config
 from lmms_flexselect.errors import FlexSelectError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,16 +11,28 @@ import transformers
 from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmms_flexselect import flops
+from lmms_flexselect.cost.flops import (
+    PARTS,
+    Cost,
+    Peaks,
+    Request,
+    causal_pairs,
+    decoder_layers,
+    scoring,
+    sharing_weights,
+    tower_unit,
+    work,
+)
+from lmms_flexselect.cost.shape import DecoderShape, ModelShape, SelectorShape
 from lmms_flexselect.doctor.checkpoints import write_stand_in
-from lmms_flexselect.doctor.sizes import Decoder
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.llava_video.family import LlavaVideo
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
+from lmms_flexselect.families.spec import family as family_spec
+from lmms_flexselect.families.spec import load
 from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.flops import PARTS, Cost, Peaks, Sample, causal_pairs, decoder_layers, sharing_weights, work
 from lmms_flexselect.lite.checkpoint import load_selector
 from lmms_flexselect.loading import checkpoint_config
 from tests.support.internvl_inputs import batch, tokens_of
@@ -31,6 +44,11 @@ from tests.support.selectors import FAMILIES, TOWERS, write_selector_folder
 UNITS, PER_SET, BUDGET, ITEM = 5, 2, 12, 4
 BEFORE, BEHIND = 3, 4
 GRID = (12, 20)  # patches of a Qwen2.5-VL frame: windows of 8 are cut off at its edges, both ways
+
+
+def shape(name: str, config: Any, grid: Any = None, selector: SelectorShape | None = None) -> ModelShape:
+    """Of a family's model, by what its spec says."""
+    return dataclasses.replace(load(family_spec(name).shape)(config, {}, grid=grid), selector=selector)
 
 
 def made(name: str):
@@ -63,7 +81,7 @@ def counted(call):
     return counter.get_total_flops(), result
 
 
-def masked(decoder: Decoder, layers: int, tokens: int) -> int:
+def masked(decoder: DecoderShape, layers: int, tokens: int) -> int:
     """What the counter sees of causal attention over a prompt and the model rightly does not."""
     return layers * 4 * decoder.heads * decoder.head_size * (tokens**2 - causal_pairs(tokens))
 
@@ -77,7 +95,7 @@ def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
     """Every product of a sample, from its pixels to its first token."""
     family, inputs = made(name)
     config = family.model.config
-    decoder, layer, own = Decoder.of(config.get_text_config()), None, None
+    decoder, layer, own = DecoderShape.of(config.get_text_config()), None, None
     selector = None
     if selecting == "reference":
         layer = 2
@@ -92,13 +110,14 @@ def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
     vision, (prompt,) = counted(lambda: family.prompts(inputs))
     budget = BUDGET if selector else int(prompt.visual.sum())
     select = FlexSelect(selector, budget, PER_SET, round_budget=False)
-    scoring, selection = counted(lambda: select(prompt))
+    scored, selection = counted(lambda: select(prompt))
     answer, _ = counted(lambda: family.generate([selection.prompt], max_new_tokens=1, do_sample=False))
 
-    sample = Sample(UNITS, PER_SET, selection.kept_tokens, BEFORE, BEHIND, item=ITEM)
-    own_config = None if own is None else own.config
-    costs = work(name, config, sample, layer, own_config, grid)
-    tokens = flops.tokens_of_unit(name, config, grid)
+    request = Request(UNITS, PER_SET, selection.kept_tokens, BEFORE, BEHIND, item=ITEM)
+    own_shape = None if own is None else SelectorShape.of(type(own), own.config)
+    model_shape = shape(name, config, grid, own_shape)
+    costs, tokens = work(model_shape, request, layer), model_shape.tokens
+    assert model_shape.parameters == sum(p.numel() for p in family.model.parameters())
     assert tokens * UNITS == selection.visual_tokens
     assert costs["vision"].flops == vision
     assert costs["prefill"].flops + costs["first token"].flops == answer - masked(
@@ -107,7 +126,7 @@ def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
     if selector is None:
         assert costs["scoring"] == costs["selection"] == Cost()
         return
-    scorer = Decoder.of(own_config) if own_config else decoder
+    scorer = own_shape.decoder if own_shape else decoder
     layer = scorer.layers - 1 if layer is None else layer
     unseen = 0
     for units in (2, 2, 1):
@@ -116,7 +135,7 @@ def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
         # The text's queries meet all keys where the counter looks, below the reference layer and there.
         layers_below = layer * 4 * (prefix**2 + BEHIND * whole - causal_pairs(whole))
         unseen += scorer.heads * scorer.head_size * (layers_below + 2 * (BEHIND * whole - text_pairs(prefix)))
-    assert costs["scoring"].flops == scoring - unseen
+    assert costs["scoring"].flops == scored - unseen
 
 
 def text_pairs(prefix: int) -> int:
@@ -140,7 +159,7 @@ def test_a_published_decoders_weights_are_read_once(name, published, billions, t
         "qwen2_5_vl": lambda place: checkpoint_config(place, "qwen2_5_vl"),
         "internvl_hf": read_config,
     }
-    decoder = Decoder.of(readers[name](place).get_text_config())
+    decoder = DecoderShape.of(readers[name](place).get_text_config())
     cost = decoder_layers(decoder, decoder.layers, tokens=1, item=1)
     assert cost.weights == pytest.approx(billions * 1e9, rel=0.01)
     assert cost.flops == 2 * cost.weights + 4 * decoder.layers * decoder.heads * decoder.head_size
@@ -150,25 +169,25 @@ def test_weights_are_those_of_the_matrices():
     model = llava_video()
     layers = model.model.layers
     matrices = sum(p.numel() for p in layers.parameters() if p.dim() == 2)
-    decoder = Decoder.of(model.config)
+    decoder = DecoderShape.of(model.config)
     assert decoder_layers(decoder, len(layers), 9, ITEM).weights == ITEM * matrices
     tower = model.model.vision_tower["vision_tower"]["vision_model"]
     inner = [p for name, p in tower.named_parameters() if p.dim() > 1 and "position" not in name]
-    assert flops.tower_unit("llava_vid", model.config, ITEM).weights == ITEM * sum(p.numel() for p in inner)
+    assert tower_unit(shape("llava_vid", model.config).tower, ITEM).weights == ITEM * sum(p.numel() for p in inner)
 
 
 def test_frame_sets_share_the_weights_and_nothing_else():
     config = llava_video().config
-    decoder = Decoder.of(config)
-    one = work("llava_vid", config, Sample(4, 4, 6, BEFORE, BEHIND), layer=1)["scoring"]
-    two = work("llava_vid", config, Sample(8, 4, 6, BEFORE, BEHIND), layer=1)["scoring"]
+    decoder = DecoderShape.of(config)
+    one = work(shape("llava_vid", config), Request(4, 4, 6, BEFORE, BEHIND), layer=1)["scoring"]
+    two = work(shape("llava_vid", config), Request(8, 4, 6, BEFORE, BEHIND), layer=1)["scoring"]
     assert two == one.times(2)
-    assert one.weights < flops.scoring(decoder, 2, 1, BEHIND, 2).weights
+    assert one.weights < scoring(decoder, 2, 1, BEHIND, 2).weights
     assert sharing_weights([]) == Cost()
 
 
 def test_nothing_is_scored_where_everything_is_kept():
-    costs = work("llava_vid", llava_video().config, Sample(4, 4, 4 * 12, BEFORE, BEHIND), layer=1)
+    costs = work(shape("llava_vid", llava_video().config), Request(4, 4, 4 * 12, BEFORE, BEHIND), layer=1)
     assert set(costs) == set(PARTS)
     assert costs["scoring"] == costs["selection"] == Cost()
 

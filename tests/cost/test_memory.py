@@ -15,31 +15,55 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLTextModel,
 )
 
-from lmms_flexselect.doctor.memory import (
+from lmms_flexselect.cost.memory import (
     CONTEXT,
     FRAGMENTED,
     GIB,
     TEXT_TOKENS,
-    Reading,
+    RunSettings,
     decoder_elements,
     estimate,
     gib,
-    tower_elements,
 )
-from lmms_flexselect.doctor.sizes import Decoder, Sizes
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.cost.shape import DecoderShape, ModelShape, SelectorShape, TowerShape
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.families.spec import family, load
 from lmms_flexselect.loading import checkpoint_config
 from tests.support.live_memory import peak_bytes
 
 LLAVA, QWEN, INTERN = "lmms-lab/LLaVA-Video-7B-Qwen2", "Qwen/Qwen2.5-VL-7B-Instruct", "OpenGVLab/InternVL2_5-8B"
 ITEM = 2  # bytes of bfloat16
-DECODER = Decoder(layers=28, hidden=3584, intermediate=18944, heads=28, key_heads=4, head_size=128)
-MODEL = Sizes(
-    "llava_vid", 8_000_000_000, DECODER, Tower("llava_vid", 1152), 1152, 4304, patches=729, tokens=210, pixels=442_368
+DECODER = DecoderShape(
+    layers=28, hidden=3584, intermediate=18944, heads=28, key_heads=4, head_size=128, vocabulary=152064
 )
-RUN = Reading(units=512, selector="reference", token_budget=6720, units_per_set=64, item=ITEM)
+TOWER = TowerShape(
+    layers=26,
+    width=1152,
+    matrix_values=0,
+    patches=729,
+    patch_values=588,
+    tokens=729,
+    attention_pairs=0,
+    elements_held=2 * 4304 + 4 * 1152,
+)
+MODEL = ModelShape(
+    8_000_000_000,
+    DECODER,
+    TOWER,
+    projector=(),
+    tokens=210,
+    pixels=442_368,
+    units_at_once=32,
+    embedding_copies=1,
+    pixels_on_device=False,
+)
+RUN = RunSettings(units=512, selector="reference", token_budget=6720, units_per_set=64, item=ITEM)
+
+
+def tower_of(name: str, config: Any, **arguments: Any) -> TowerShape:
+    """As the family counts it."""
+    return load(family(name).shape)(config, arguments).tower
 
 
 def _fused(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +105,7 @@ def test_a_decoder_layer(places):
         return decoder(inputs_embeds=embeds, position_ids=positions, attention_mask=masks, use_cache=False)
 
     held = peak_bytes(run) / tokens / ITEM
-    assert decoder_elements(Decoder.of(config)) == pytest.approx(held, rel=0.01)
+    assert decoder_elements(DecoderShape.of(config)) == pytest.approx(held, rel=0.01)
 
 
 def test_the_towers_that_read_frames_in_chunks(places):
@@ -94,26 +118,25 @@ def test_the_towers_that_read_frames_in_chunks(places):
     tower = built(LlavaVideoForCausalLM, llava).model
     held = peak_bytes(lambda: tower.encode_frames(torch.empty(32, 3, 384, 384, device="meta")))
     pixels = 32 * 3 * 384**2 * ITEM
-    vision = llava.vision_config
-    expected = 32 * 729 * tower_elements("llava_vid", vision.hidden_size, vision.intermediate_size) * ITEM
+    expected = 32 * 729 * tower_of("llava_vid", llava).elements_held * ITEM
     assert expected == pytest.approx(held - pixels, rel=0.03)
 
     model = built(InternVLForConditionalGeneration, internvl)
     held = peak_bytes(lambda: model.get_image_features(pixel_values=torch.empty(32, 3, 448, 448, device="meta")))
     pixels = 32 * 3 * 448**2 * ITEM
-    vision = internvl.vision_config
-    expected = 32 * 1025 * tower_elements("internvl_hf", vision.hidden_size, vision.intermediate_size) * ITEM
+    expected = 32 * 1025 * tower_of("internvl_hf", internvl).elements_held * ITEM
     assert expected == pytest.approx(held - pixels, rel=0.05)
 
 
 def test_qwens_tower_reads_all_frames_at_once(places):
     """On the CPU: it looks at the sizes of its frames while it runs. Two of its layers, a pair of frames."""
-    config = checkpoint_config(places[QWEN], "qwen2_5_vl").vision_config
+    whole = checkpoint_config(places[QWEN], "qwen2_5_vl")
+    config, expected = whole.vision_config, tower_of("qwen2_5_vl", whole, max_pixels=308 * 560).elements_held
     config.depth, config.fullatt_block_indexes = 2, [1]
     tower, units = built(Qwen2_5_VisionTransformerPretrainedModel, config, "cpu"), 1
     pixels = torch.zeros(units * 22 * 38, 1176)
     held = peak_bytes(lambda: tower(pixels, torch.tensor([[units, 22, 38]]))) / len(pixels) / ITEM
-    assert tower_elements("qwen2_5_vl", config.hidden_size, config.intermediate_size) == pytest.approx(held, rel=0.05)
+    assert expected == pytest.approx(held, rel=0.05)
 
 
 def test_the_cache_is_transformers():
@@ -136,9 +159,12 @@ def test_weights_and_embeddings():
 
 
 def test_a_selector_lies_beside_the_model_and_scores_in_its_place():
-    small = Decoder(layers=24, hidden=896, intermediate=4864, heads=14, key_heads=2, head_size=64)
+    small = DecoderShape(
+        layers=24, hidden=896, intermediate=4864, heads=14, key_heads=2, head_size=64, vocabulary=151936
+    )
     run = dataclasses.replace(RUN, selector="lite")
-    memory, without = estimate(MODEL, run, (500_000_000, small)), estimate(MODEL, RUN)
+    model = dataclasses.replace(MODEL, selector=SelectorShape(500_000_000, small))
+    memory, without = estimate(model, run), estimate(MODEL, RUN)
     assert memory.selector == 1_000_000_000
     assert memory.embeddings == without.embeddings + 512 * 210 * 896 * ITEM
     assert 0 < memory.scoring < without.scoring

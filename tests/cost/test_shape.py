@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
 from lmms_flexselect.cli import installed_path
+from lmms_flexselect.cost.shape import DecoderShape, ModelShape
 from lmms_flexselect.doctor.checkpoints import published
 from lmms_flexselect.doctor.plan import resolved
-from lmms_flexselect.doctor.sizes import Decoder, selector_sizes, sizes
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.families.spec import family as family_spec
+from lmms_flexselect.families.spec import load
 from lmms_flexselect.needle import checkpoint
 
 # Parameters as the hub's pages of the models count them.
@@ -26,14 +28,14 @@ PARAMETERS = {
 FAMILY = {"lmms-lab": "llava_vid", "Qwen": "qwen2_5_vl", "OpenGVLab": "internvl_hf"}
 
 
-def counted(family: str, pretrained: str):
+def shape(family: str, pretrained: str, selector: Any = None) -> ModelShape:
     instance, upstream = resolved(f"{family}_flexselect", {"pretrained": pretrained, "selector": "none"})
-    return sizes(family, instance._config(pretrained), upstream)
+    return load(family_spec(family).shape)(instance._config(pretrained), upstream, selector)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_models(name, places):
-    assert counted(FAMILY[name.split("/")[0]], places[name]).parameters == PARAMETERS[name]
+    assert shape(FAMILY[name.split("/")[0]], places[name]).parameters == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +47,8 @@ def test_published_models(name, places):
     ],
 )
 def test_what_a_frame_costs(name, tokens, patches, layers, places):
-    model = counted(FAMILY[name.split("/")[0]], places[name])
-    assert (model.tokens, model.patches, model.decoder.layers) == (tokens, patches, layers)
+    model = shape(FAMILY[name.split("/")[0]], places[name])
+    assert (model.tokens, model.tower.tokens, model.decoder.layers) == (tokens, patches, layers)
 
 
 @pytest.mark.parametrize("family", ["llava_vid", "qwen2_5_vl", "internvl_hf"])
@@ -54,21 +56,21 @@ def test_shipped_models_have_as_many_parameters_in_their_files(family):
     folder = installed_path(f"needle/{family}")
     with safe_open(folder / "model.safetensors", "pt") as file:
         stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    model = counted(family, str(folder))
+    raw = json.loads((folder / "selector" / "config.json").read_text())
+    model = shape(family, str(folder), raw)
     assert model.parameters == stored
+    assert model.selector is not None
     selector = folder / "selector"
     with safe_open(selector / "model.safetensors", "pt") as file:
         stored = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-    raw = json.loads((selector / "config.json").read_text())
-    parameters, decoder = selector_sizes(raw, model.tower)
-    assert parameters == stored
-    assert decoder.layers == raw["num_hidden_layers"]
+    assert model.selector.parameters == stored
+    assert model.selector.decoder.layers == raw["num_hidden_layers"]
 
 
 def test_a_decoders_sizes_are_those_of_its_modules():
     folder = checkpoint("needle", "qwen2_5_vl")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    decoder = Decoder.of(model.config.get_text_config())
+    decoder = DecoderShape.of(model.config.get_text_config())
     layer = model.model.language_model.layers[-1]
     assert layer.self_attn.q_proj.weight.shape == (decoder.heads * decoder.head_size, decoder.hidden)
     assert layer.self_attn.k_proj.weight.shape == (decoder.key_heads * decoder.head_size, decoder.hidden)
@@ -76,18 +78,20 @@ def test_a_decoders_sizes_are_those_of_its_modules():
     assert len(model.model.language_model.layers) == decoder.layers
 
 
-def test_published_selectors_are_the_papers_half_billion():
-    towers = {
-        "yunzhuyunzhu/flexselect_llava_video": Tower("llava_vid", 1152, {}),
-        "yunzhuyunzhu/flexselect_qwen2.5vl": Tower("qwen2_5_vl", 1280, spatial_merge_size=2),
-        "yunzhuyunzhu/flexselect_internvl2.5": Tower("internvl_hf", 4096),
+def test_published_selectors_are_the_papers_half_billion(places):
+    selectors = {
+        "lmms-lab/LLaVA-Video-7B-Qwen2": "yunzhuyunzhu/flexselect_llava_video",
+        "Qwen/Qwen2.5-VL-7B-Instruct": "yunzhuyunzhu/flexselect_qwen2.5vl",
+        "OpenGVLab/InternVL2_5-8B": "yunzhuyunzhu/flexselect_internvl2.5",
     }
-    for name, tower in towers.items():
-        parameters, decoder = selector_sizes(published()[name], tower)
-        assert 0.49e9 < parameters < 0.53e9
+    for name, selector in selectors.items():
+        own = shape(FAMILY[name.split("/")[0]], places[name], published()[selector]).selector
+        assert own is not None
+        assert 0.49e9 < own.parameters < 0.53e9
+        decoder = own.decoder
         assert (decoder.layers, decoder.hidden, decoder.key_heads, decoder.head_size) == (24, 896, 2, 64)
 
 
 def test_a_selector_without_sizes_is_refused():
     with pytest.raises(ValueError, match="no hidden_size"):
-        selector_sizes({"vocab_size": 10}, Tower("llava_vid", 8))
+        shape("llava_vid", str(installed_path("needle/llava_vid")), {"vocab_size": 10})

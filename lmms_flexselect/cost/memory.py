@@ -2,17 +2,15 @@
 
 A sample goes through three phases, one after the other, and the largest counts: the vision tower reads the video, the
 frame sets are scored, the answer is generated. Coefficients are elements per token that transformers' modules hold at
-once in inference, counted at the published shapes (tests/doctor/test_memory.py); with fused attention (sdpa,
+once in inference, counted at the published shapes (tests/cost/test_memory.py); with fused attention (sdpa,
 flash-attention) no attention matrix is among them. Not compared with a GPU's own figures yet: there was none at hand.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # imports torch, which a broken installation cannot
-    from lmms_flexselect.doctor.sizes import Decoder, Sizes
+from lmms_flexselect.cost.shape import DecoderShape, ModelShape
 
 GIB = 1024**3
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -22,20 +20,16 @@ TEXT_TOKENS = 1024
 # CUDA's context and libraries; and what the allocator cannot hand out, as a share of what is not weights.
 CONTEXT = GIB
 FRAGMENTED = 0.1
-# Frames whose pixels the tower reads at once (`frames_per_chunk`, `tiles_per_chunk`); Qwen2.5-VL reads all.
-_AT_ONCE = {"llava_vid": 32, "internvl_hf": 32}
-# Copies of a video's embeddings that exist while they are put in their places.
-_COPIES = {"llava_vid": 1, "internvl_hf": 3, "qwen2_5_vl": 3}
 
 
 @dataclass(frozen=True)
-class Reading:
+class RunSettings:
     """How much a run reads and keeps.
 
     Attributes
     ----------
     units
-        Frames (Qwen2.5-VL: pairs) of the longest video.
+        Units of the longest video (see `VideoPrompt.frame`).
     selector
         As in ``selector=``.
     token_budget
@@ -94,28 +88,26 @@ class Memory:
         return ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size >= GIB / 10)
 
 
-def estimate(model: Sizes, run: Reading, selector: tuple[int, Decoder] | None = None) -> Memory:
+def estimate(model: ModelShape, run: RunSettings) -> Memory:
     """What one copy of a model needs.
 
     Parameters
     ----------
     model
-        Its sizes.
+        With a FlexSelect-Lite selector, that scores.
     run
         What it reads.
-    selector
-        Parameters and decoder of a FlexSelect-Lite selector beside it.
     """
-    item, decoder = run.item, model.decoder
+    item, decoder, selector = run.item, model.decoder, model.selector
     visual = run.units * model.tokens
     units_in_set = min(run.units, run.units_per_set)
     selects = run.selector != "none" and visual > run.token_budget
     kept = min(visual, run.token_budget) if selects else visual
-    scorer = selector[1] if selector else decoder if run.selector == "reference" else None
+    scorer = selector.decoder if selector else decoder if run.selector == "reference" else None
     return Memory(
         weights=model.parameters * item,
-        selector=selector[0] * item if selector else 0,
-        embeddings=visual * (decoder.hidden + (selector[1].hidden if selector else 0)) * item,
+        selector=selector.parameters * item if selector else 0,
+        embeddings=visual * (decoder.hidden + (selector.decoder.hidden if selector else 0)) * item,
         reading=_reading(model, run),
         scoring=_scoring(scorer, units_in_set * model.tokens + TEXT_TOKENS, run) if scorer and selects else 0,
         answering=_forward(decoder, kept + TEXT_TOKENS, run),
@@ -128,36 +120,28 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def tower_elements(family: str, width: int, intermediate: int) -> int:
-    """Elements per patch that the vision tower holds at once; Qwen2.5-VL's rotates queries and keys in float32."""
-    return {
-        "llava_vid": 2 * intermediate + 4 * width,
-        "internvl_hf": 2 * intermediate + 5 * width,
-        "qwen2_5_vl": max(3 * intermediate + 3 * width, 18 * width),
-    }[family]
-
-
-def decoder_elements(decoder: Decoder) -> int:
+def decoder_elements(decoder: DecoderShape) -> int:
     """Elements per token that one decoder layer holds at once: the gated MLP's."""
     return 3 * decoder.intermediate + 3 * decoder.hidden
 
 
-def _reading(model: Sizes, run: Reading) -> int:
-    units = min(run.units, _AT_ONCE.get(model.family, run.units))
-    tower = tower_elements(model.family, model.tower_width, model.tower_intermediate)
+def _reading(model: ModelShape, run: RunSettings) -> int:
+    tower = model.tower
+    units = min(run.units, model.units_at_once or run.units)
     features = run.units * model.tokens * model.decoder.hidden * run.item
-    # Pixels come as float32 and are rounded; InternVL's are rounded before, and all of them lie on the GPU.
-    pixels = run.units * model.pixels * run.item if model.family == "internvl_hf" else 0
-    pixels += units * model.pixels * (4 + run.item)
-    return max(units * model.patches * tower * run.item + pixels, (_COPIES[model.family] - 1) * features + pixels)
+    pixels = units * model.pixels * (4 + run.item)  # they come as float32 and are rounded
+    if model.pixels_on_device:
+        pixels += run.units * model.pixels * run.item
+    encoding = units * tower.tokens * tower.elements_held * run.item
+    return max(encoding, (model.embedding_copies - 1) * features) + pixels
 
 
-def _scoring(decoder: Decoder, tokens: int, run: Reading) -> int:
+def _scoring(decoder: DecoderShape, tokens: int, run: RunSettings) -> int:
     group = decoder.heads // decoder.key_heads
     relevance = 3 * group * TEXT_TOKENS * tokens * 4  # logits and probabilities of one key head, in float32
     return max(_forward(decoder, tokens, run), relevance)
 
 
-def _forward(decoder: Decoder, tokens: int, run: Reading) -> int:
+def _forward(decoder: DecoderShape, tokens: int, run: RunSettings) -> int:
     matrices = decoder.heads * tokens**2 * (4 + 2 * run.item) if run.eager else 0
     return tokens * decoder_elements(decoder) * run.item + matrices
