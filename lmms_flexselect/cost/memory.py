@@ -121,8 +121,16 @@ def gib(size: float) -> str:
 
 
 def decoder_elements(decoder: DecoderShape) -> int:
-    """Elements per token that one decoder layer holds at once: the gated MLP's."""
-    return 3 * decoder.intermediate + 3 * decoder.hidden
+    """Elements per token that one decoder layer holds at once: the gated MLP's, or the experts' where those are more.
+
+    Experts by transformers' default (``grouped_mm``), which copies a token for each expert that it is routed to.
+    """
+    hidden, experts = decoder.hidden, decoder.experts
+    held = 3 * decoder.intermediate
+    if experts is not None:
+        routed = experts.per_token * max(4 * hidden, hidden + 4 * experts.intermediate)
+        held = routed if len(experts.layers) == decoder.layers else max(held, routed)
+    return held + 3 * hidden
 
 
 def _reading(model: ModelShape, run: RunSettings) -> int:

@@ -60,7 +60,7 @@ class DecoderShape:
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         experts = None
         if number := getattr(config, "num_experts", 0):
-            every, dense = config.decoder_sparse_step, config.mlp_only_layers or ()
+            every, dense = getattr(config, "decoder_sparse_step", 1), getattr(config, "mlp_only_layers", None) or ()
             sparse = frozenset(n for n in range(layers) if n not in dense and (n + 1) % every == 0)
             experts = Experts(number, config.num_experts_per_tok, config.moe_intermediate_size, sparse)
         return cls(

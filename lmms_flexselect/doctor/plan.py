@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ def plan(runs: list[dict[str, Any]]) -> list[Planned]:
 
 
 def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = False) -> tuple[Any, dict[str, Any]]:
-    """A model object as its constructor has it before weights are loaded, and the arguments that upstream gets.
+    """A model object as its constructor has it before weights are loaded; upstream's arguments, its defaults included.
 
     Raises
     ------
@@ -115,9 +116,13 @@ def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = Fals
     """
     from lmms_eval.models import get_model
 
+    from lmms_flexselect.models._plugin import FlexSelectPlugin
+
     made = get_model(model, force_simple)
     instance = made.__new__(made)
-    return instance, instance._resolve(dict(arguments))
+    parameters = inspect.signature(super(FlexSelectPlugin, instance).__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return instance, defaults | instance._resolve(dict(arguments))
 
 
 def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:

@@ -10,6 +10,8 @@ import torch
 import transformers
 from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
 from lmms_flexselect.cost.flops import (
     PARTS,
@@ -44,6 +46,11 @@ from tests.support.selectors import FAMILIES, TOWERS, write_selector_folder
 UNITS, PER_SET, BUDGET, ITEM = 5, 2, 12, 4
 BEFORE, BEHIND = 3, 4
 GRID = (12, 20)  # patches of a Qwen2.5-VL frame: windows of 8 are cut off at its edges, both ways
+
+
+NEW_ENOUGH = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.10"), reason="older transformers multiply matrices elsewhere too"
+)
 
 
 def shape(name: str, config: Any, grid: Any = None, selector: SelectorShape | None = None) -> ModelShape:
@@ -86,9 +93,7 @@ def masked(decoder: DecoderShape, layers: int, tokens: int) -> int:
     return layers * 4 * decoder.heads * decoder.head_size * (tokens**2 - causal_pairs(tokens))
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.10"), reason="older transformers multiply matrices elsewhere too"
-)
+@NEW_ENOUGH
 @pytest.mark.parametrize("selecting", ["none", "reference", "lite"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
@@ -174,6 +179,37 @@ def test_weights_are_those_of_the_matrices():
     tower = model.model.vision_tower["vision_tower"]["vision_model"]
     inner = [p for name, p in tower.named_parameters() if p.dim() > 1 and "position" not in name]
     assert tower_unit(shape("llava_vid", model.config).tower, ITEM).weights == ITEM * sum(p.numel() for p in inner)
+
+
+@NEW_ENOUGH
+def test_experts_cost_what_is_counted():
+    """Layers 0 and 1 have one MLP, 2 and 4 too, 3 and 5 have experts."""
+    config = Qwen3VLMoeTextConfig(
+        vocab_size=8,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        moe_intermediate_size=24,
+        num_experts=8,
+        num_experts_per_tok=3,
+        decoder_sparse_step=2,
+        mlp_only_layers=[1],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    )
+    config._attn_implementation = config._experts_implementation = "eager"
+    torch.manual_seed(0)
+    model, decoder, tokens = Qwen3VLMoeTextModel(config).eval(), DecoderShape.of(config), 50
+    seen, _ = counted(lambda: model(inputs_embeds=torch.randn(1, tokens, 32), use_cache=False))
+    cost = decoder_layers(decoder, 6, tokens, ITEM)
+    assert cost.flops == seen - masked(decoder, 6, tokens)
+    matrices = [sum(p.numel() for p in layer.parameters() if p.dim() > 1) for layer in model.layers]
+    assert cost.weights == ITEM * sum(matrices)
+    assert decoder_layers(decoder, 4, tokens, ITEM).weights == ITEM * sum(matrices[:4])
+    idle = 2 * 5 * 3 * 24 * 32  # two layers, of whose eight experts one token reaches three
+    assert decoder_layers(decoder, 6, 1, ITEM).weights == ITEM * (sum(matrices) - idle)
 
 
 def test_frame_sets_share_the_weights_and_nothing_else():

@@ -14,6 +14,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLTextModel,
 )
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
 from lmms_flexselect.cost.memory import (
     CONTEXT,
@@ -89,23 +91,62 @@ def built(model_class: Any, config: Any, device: str = "meta") -> Any:
     return model.eval()
 
 
-@pytest.mark.skipif(
+def held_by_decoder(decoder: Any, tokens: int, hidden: int) -> float:
+    """Elements per token."""
+    embeds = torch.empty(1, tokens, hidden, device="meta")
+    positions = torch.empty(3, 1, tokens, dtype=torch.long, device="meta")
+    masks = {"full_attention": None, "sliding_attention": None}
+
+    def run() -> Any:
+        return decoder(inputs_embeds=embeds, position_ids=positions, attention_mask=masks, use_cache=False)
+
+    return peak_bytes(run) / tokens / ITEM
+
+
+NEW_ENOUGH = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.10"), reason="older transformers cannot run it on the meta device"
 )
+
+
+@NEW_ENOUGH
 def test_a_decoder_layer(places):
     """3 layers stand for all: they are as large one by one."""
     config = checkpoint_config(places[QWEN], "qwen2_5_vl").get_text_config()
     config.num_hidden_layers, config.layer_types = 3, config.layer_types[:3]
-    decoder, tokens = built(Qwen2_5_VLTextModel, config), 13_440
-    embeds = torch.empty(1, tokens, config.hidden_size, device="meta")
-    positions = torch.empty(3, 1, tokens, dtype=torch.long, device="meta")
-
-    def run() -> Any:
-        masks = {"full_attention": None, "sliding_attention": None}
-        return decoder(inputs_embeds=embeds, position_ids=positions, attention_mask=masks, use_cache=False)
-
-    held = peak_bytes(run) / tokens / ITEM
+    held = held_by_decoder(built(Qwen2_5_VLTextModel, config), 13_440, config.hidden_size)
     assert decoder_elements(DecoderShape.of(config)) == pytest.approx(held, rel=0.01)
+
+
+@NEW_ENOUGH
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "of_expert", "per_token", "sparse_step"),
+    [
+        (2048, 6144, 768, 8, 1),  # Qwen3-VL-30B-A3B's
+        (512, 64, 2048, 2, 1),  # wide experts
+        (512, 64, 2048, 2, 2),  # every other layer
+        (512, 8192, 32, 1, 2),  # whose other layers hold more
+    ],
+)
+def test_a_layer_with_experts(hidden, intermediate, of_expert, per_token, sparse_step):
+    """As they are run on a GPU."""
+    config = Qwen3VLMoeTextConfig(
+        vocab_size=8,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=128,
+        moe_intermediate_size=of_expert,
+        num_experts=16,
+        num_experts_per_tok=per_token,
+        decoder_sparse_step=sparse_step,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    )
+    decoder = built(Qwen3VLMoeTextModel, config)
+    decoder.set_experts_implementation("grouped_mm")
+    held = held_by_decoder(decoder, 2000, hidden)
+    assert decoder_elements(DecoderShape.of(config)) == pytest.approx(held, rel=0.06)
 
 
 def test_the_towers_that_read_frames_in_chunks(places):

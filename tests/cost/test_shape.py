@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.cost.shape import DecoderShape, ModelShape
@@ -95,3 +97,27 @@ def test_published_selectors_are_the_papers_half_billion(places):
 def test_a_selector_without_sizes_is_refused():
     with pytest.raises(ValueError, match="no hidden_size"):
         shape("llava_vid", str(installed_path("needle/llava_vid")), {"vocab_size": 10})
+
+
+@pytest.mark.parametrize(
+    ("sparse_step", "dense", "sparse"), [(1, [], {0, 1, 2, 3}), (2, [], {1, 3}), (1, [0, 2], {1, 3})]
+)
+def test_layers_that_have_experts(sparse_step, dense, sparse):
+    """By the layers' own modules."""
+    config = Qwen3VLMoeTextConfig(
+        vocab_size=8,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=4,
+        decoder_sparse_step=sparse_step,
+        mlp_only_layers=dense,
+    )
+    experts = DecoderShape.of(config).experts
+    assert experts is not None
+    with torch.device("meta"):
+        model = Qwen3VLMoeTextModel(config)
+    assert experts.layers == {n for n, layer in enumerate(model.layers) if hasattr(layer.mlp, "experts")} == sparse
+    own = model.layers[3].mlp.experts
+    assert own.gate_up_proj.shape == (experts.number, 2 * experts.intermediate, 16)

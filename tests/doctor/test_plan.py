@@ -9,7 +9,7 @@ import pytest
 
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.cost.memory import GIB
-from lmms_flexselect.doctor.checkpoints import find_checkpoint
+from lmms_flexselect.doctor.checkpoints import find_checkpoint, write_stand_in
 from lmms_flexselect.doctor.plan import plan, read_config
 from lmms_flexselect.errors import FlexSelectError
 
@@ -77,6 +77,22 @@ def test_what_the_run_would_be_refused_for(model_args, complaint):
     assert run.complaint.startswith(complaint)
     assert run.memory is None
     assert run.tasks == ("videomme", "mlvu_dev")
+
+
+@pytest.mark.parametrize(
+    ("published", "model", "words"),
+    [
+        (LLAVA, "llava_vid_flexselect", "20 frames = 4,200 visual tokens"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl_flexselect", "32 frames = 32,768 visual tokens"),
+        ("OpenGVLab/InternVL2_5-8B", "internvl_hf_flexselect", "32 frames = 8,256 visual tokens"),
+    ],
+)
+def test_a_checkpoint_of_another_name_is_read_by_upstreams_defaults(published, model, words, tmp_path):
+    """No preset goes by its name."""
+    folder = write_stand_in(published, tmp_path).rename(tmp_path / "mine")
+    run = one(f"pretrained={folder},token_budget=256", model)
+    assert run.complaint is None
+    assert words in run.summary
 
 
 def test_models_of_others():
