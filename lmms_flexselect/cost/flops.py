@@ -91,7 +91,7 @@ class Request:
     before, behind
         Text tokens around the video.
     label
-        Text tokens that tell of each unit (such as ``Frame7: ``), which neither are scored nor compete.
+        Text tokens that tell of each unit (such as ``Frame7: ``), all of which are kept.
     item
         Bytes of a value: of weights, activations, keys and values.
     """

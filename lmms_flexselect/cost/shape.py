@@ -85,7 +85,7 @@ class SelectorShape:
     @classmethod
     def of(cls, network: Any, config: Any) -> SelectorShape:
         """From the class of a selector's module and its configuration."""
-        return cls(count_parameters(network, config), DecoderShape.of(config))
+        return cls(parameters_of(network, config), DecoderShape.of(config))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class ModelShape:
     selector: SelectorShape | None = None
 
 
-def count_parameters(model_class: Any, config: Any) -> int:
+def parameters_of(model_class: Any, config: Any) -> int:
     """Parameters of a model, which is built on the meta device, without memory; tied ones count once."""
     import torch
 

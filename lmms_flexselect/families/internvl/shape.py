@@ -7,14 +7,7 @@ from typing import Any
 
 from transformers import InternVLForConditionalGeneration
 
-from lmms_flexselect.cost.shape import (
-    DecoderShape,
-    LinearShape,
-    ModelShape,
-    SelectorShape,
-    TowerShape,
-    count_parameters,
-)
+from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
 from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.lite.checkpoint import module_config
@@ -42,7 +35,7 @@ def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid:
     if selector is not None:
         own = SelectorShape.of(InternVLSelector, module_config(selector, Tower("internvl_hf", wide)))
     return ModelShape(
-        count_parameters(InternVLForConditionalGeneration, config),
+        parameters_of(InternVLForConditionalGeneration, config),
         DecoderShape.of(config.get_text_config()),
         tower,
         projector=(LinearShape(tokens, wide, None), LinearShape(tokens, None, None)),

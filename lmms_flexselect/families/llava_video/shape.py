@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmms_flexselect.cost.shape import (
-    DecoderShape,
-    LinearShape,
-    ModelShape,
-    SelectorShape,
-    TowerShape,
-    count_parameters,
-)
+from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
 from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.llava_video.family import LlavaVideo
 from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM, pooled_rows
@@ -41,7 +34,7 @@ def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid:
     if selector is not None:
         own = SelectorShape.of(LlavaVideoSelector, module_config(selector, Tower("llava_vid", width, pooling)))
     return ModelShape(
-        count_parameters(LlavaVideoForCausalLM, config),
+        parameters_of(LlavaVideoForCausalLM, config),
         DecoderShape.of(config),
         tower,
         # Frames are pooled between the two, which is what this package does; the original pools behind both.

@@ -7,14 +7,7 @@ from typing import Any
 
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from lmms_flexselect.cost.shape import (
-    DecoderShape,
-    LinearShape,
-    ModelShape,
-    SelectorShape,
-    TowerShape,
-    count_parameters,
-)
+from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
 from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import module_config
 from lmms_flexselect.lite.models import Qwen2_5_VLSelector
@@ -45,7 +38,7 @@ def shape(
         of_selector = module_config(selector, Tower("qwen2_5_vl", width, spatial_merge_size=merge))
         own = SelectorShape.of(Qwen2_5_VLSelector, of_selector)
     return ModelShape(
-        count_parameters(Qwen2_5_VLForConditionalGeneration, config),
+        parameters_of(Qwen2_5_VLForConditionalGeneration, config),
         DecoderShape.of(config.get_text_config()),
         tower,
         projector=(LinearShape(tokens, wide, wide), LinearShape(tokens, wide, None)),
