@@ -90,10 +90,10 @@ def selector_sizes(raw: Mapping[str, Any], tower: Tower) -> tuple[int, Decoder]:
         If a size is missing in it.
     """
     from lmms_flexselect.lite.checkpoint import module_config
-    from lmms_flexselect.lite.models import SELECTORS
+    from lmms_flexselect.lite.networks import network_of
 
     config = module_config(raw, tower)
-    return _count(SELECTORS[tower.family], config), Decoder.of(config)
+    return _count(network_of(tower.family), config), Decoder.of(config)
 
 
 def _count(model_class: Any, config: Any) -> int:
@@ -130,7 +130,7 @@ def _qwen2_5_vl(config: Any, arguments: Mapping[str, Any]) -> Sizes:
         "qwen2_5_vl",
         _count(Qwen2_5_VLForConditionalGeneration, config),
         Decoder.of(config.get_text_config()),
-        Tower("qwen2_5_vl", vision.hidden_size, spatial_merge_size=vision.spatial_merge_size),
+        Tower("qwen2_5_vl", vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size}),
         vision.hidden_size,
         vision.intermediate_size,
         patches=patches,

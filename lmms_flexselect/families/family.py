@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -24,19 +24,16 @@ class Tower:
     Attributes
     ----------
     family
-        Upstream's name of it.
+        Its name (see `FamilySpec`).
     width
         Of the features that its projector reads.
-    pooling
-        LLaVA-Video: ``mm_spatial_pool_mode`` and ``mm_spatial_pool_stride``.
-    spatial_merge_size
-        Qwen2.5-VL: patches that become a token, along a side.
+    reading
+        What a selector must read alike, by the names of its ``config.json`` (pooling, patches that become a token).
     """
 
     family: str
     width: int
-    pooling: Mapping[str, Any] | None = None
-    spatial_merge_size: int | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class FamilySpec:
     options
         The dataclass of options that only this family has; None if it has none.
     reader
-        The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.training.readers.Reader`.
+        The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.families.reader.Reader`.
     selector_network
         The module class of a FlexSelect-Lite selector for this family; see `lmms_flexselect.lite`.
     shape

@@ -12,6 +12,7 @@ from loguru import logger
 
 from lmms_flexselect.analysis.measured import measured_in, read_measured
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
 from lmms_flexselect.models._answering import Answering, stop
@@ -30,7 +31,6 @@ from lmms_flexselect.presets import preset
 from lmms_flexselect.processes import Processes
 from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.store import VideoStore
-from lmms_flexselect.training.readers import Reader
 
 
 class FlexSelectPlugin(Answering):

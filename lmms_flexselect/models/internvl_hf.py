@@ -14,16 +14,17 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
 from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
 from lmms_flexselect.families.internvl.prompt import END, START
+from lmms_flexselect.families.internvl.reader import InternVLReader
 from lmms_flexselect.families.internvl.tokenizer import stop_token_ids
-from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector_tokenizer, read_selector_config
+from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.training.readers import InternVLReader
 from lmms_flexselect.video_key import VideoKey
 
 
@@ -56,7 +57,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
 
     def _load_selector(self, family: InternVL) -> Any:
         path = str(self.options.selector_path)
-        self._selector_tokenizer = load_selector_tokenizer(path)
+        self._selector_tokenizer = SelectorNetwork.load_tokenizer(path)
         start, end, visual = self._selector_tokenizer.convert_tokens_to_ids([START, END, IMAGE_TOKEN])
         family.selector_mark_ids = (visual, start, end)
         family.shift_window = not read_selector_config(path).trained_here

@@ -79,7 +79,7 @@ def test_a_decoders_sizes_are_those_of_its_modules():
 def test_published_selectors_are_the_papers_half_billion():
     towers = {
         "yunzhuyunzhu/flexselect_llava_video": Tower("llava_vid", 1152, {}),
-        "yunzhuyunzhu/flexselect_qwen2.5vl": Tower("qwen2_5_vl", 1280, spatial_merge_size=2),
+        "yunzhuyunzhu/flexselect_qwen2.5vl": Tower("qwen2_5_vl", 1280, {"spatial_merge_size": 2}),
         "yunzhuyunzhu/flexselect_internvl2.5": Tower("internvl_hf", 4096),
     }
     for name, tower in towers.items():

@@ -53,8 +53,8 @@ def checkpoints(random_checkpoint, llava_checkpoint, internvl_checkpoint) -> dic
 def towers(checkpoints) -> dict[str, Tower]:
     qwen = json.loads((checkpoints["qwen2_5_vl"] / "config.json").read_text())["vision_config"]
     return {
-        "llava_vid": Tower("llava_vid", 48, TOWERS["llava_vid"].pooling),
-        "qwen2_5_vl": Tower("qwen2_5_vl", qwen["hidden_size"], spatial_merge_size=qwen["spatial_merge_size"]),
+        "llava_vid": Tower("llava_vid", 48, TOWERS["llava_vid"].reading),
+        "qwen2_5_vl": Tower("qwen2_5_vl", qwen["hidden_size"], {"spatial_merge_size": qwen["spatial_merge_size"]}),
         "internvl_hf": TOWERS["internvl_hf"],
     }
 

@@ -76,7 +76,7 @@ def test_a_run_by_file_and_options(options, tmp_path, capsys, family):
 
 
 def tower_of(own):
-    return Tower(own["family"], own["width"], own.get("pooling"), own.get("spatial_merge_size"))
+    return Tower(own["family"], own["width"], own["reading"])
 
 
 def test_a_selector_started_from_a_decoder_takes_its_first_layers(options, tmp_path):
@@ -149,7 +149,7 @@ def test_two_processes_learn_what_one_does(options, tmp_path):
 
 
 def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path, monkeypatch):
-    from lmms_flexselect.training.readers import LlavaVideoReader
+    from lmms_flexselect.families.llava_video.reader import LlavaVideoReader
 
     asked = []
     own = LlavaVideoReader.read

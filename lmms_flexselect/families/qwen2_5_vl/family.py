@@ -60,7 +60,7 @@ class Qwen2_5_VL(Family):
     def tower(self) -> Tower:
         """What a FlexSelect-Lite selector reads."""
         vision = self.model.config.vision_config
-        return Tower("qwen2_5_vl", vision.hidden_size, spatial_merge_size=vision.spatial_merge_size)
+        return Tower("qwen2_5_vl", vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
 
     @giving_way
     @gradients_for_selector
