@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.lite.networks import Tower
 
 
 @dataclass(frozen=True)

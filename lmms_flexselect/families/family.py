@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,25 +15,6 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors import Lite, ReferenceLayer
 from lmms_flexselect.store import VideoStore
-
-
-@dataclass(frozen=True)
-class Tower:
-    """What a VideoLLM offers to a FlexSelect-Lite selector.
-
-    Attributes
-    ----------
-    family
-        Its name (see `FamilySpec`).
-    width
-        Of the features that its projector reads.
-    reading
-        What a selector must read alike, by the names of its ``config.json`` (pooling, patches that become a token).
-    """
-
-    family: str
-    width: int
-    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +71,9 @@ class Family:
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""
         return ReferenceLayer(self.decoder, layer, reduction, self.store)
+
+    def read_selector_files(self, path: str) -> None:
+        """Take from a FlexSelect-Lite selector's folder what prompts need beside its network: nothing by default."""
 
     def lite(self, selector: Any, reduction: str = "max") -> Lite:
         """FlexSelect-Lite: from now on every prompt is made for `selector` too, from one run of the tower."""

@@ -19,8 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError, first_line
-from lmms_flexselect.families.family import Tower
-from lmms_flexselect.lite.networks import network_of, networks
+from lmms_flexselect.lite.networks import Tower, network_of, networks
 from lmms_flexselect.relevance import REDUCTIONS
 
 # What a published config.json calls the decoder's sizes and kind, beside its rotary parameters.
@@ -112,9 +111,7 @@ def load_selector(path: str, tower: Tower, dtype: torch.dtype, **kwargs: Any) ->
     if network.reading_defaults:
         own = {name: config.raw.get(name, default) for name, default in network.reading_defaults.items()}
         if own != dict(tower.reading):
-            raise OptionError(
-                f"selector_path={path}: was made for {_words(own)}; this run pools {_words(tower.reading)}"
-            )
+            raise OptionError(f"selector_path={path}: was made for {_words(own)}; this run has {_words(tower.reading)}")
     try:
         model = loading.load_whole(
             network,

@@ -7,12 +7,32 @@ that the published parameter names load and save as they are. Each family names 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lmms_flexselect.families.spec import families, load
 from lmms_flexselect.families.spec import family as family_named
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a VideoLLM offers to a FlexSelect-Lite selector.
+
+    Attributes
+    ----------
+    family
+        Its name (see `FamilySpec`).
+    width
+        Of the features that its projector reads.
+    reading
+        What a selector must read alike, by the names of its ``config.json`` (pooling, patches that become a token).
+    """
+
+    family: str
+    width: int
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SelectorNetwork:

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import OWN, PLAIN
-from lmms_flexselect.lite.networks import network_of
+from lmms_flexselect.lite.networks import Tower, network_of
 from lmms_flexselect.saving import replacing
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import module_config, selector_weights
-from lmms_flexselect.lite.networks import network_of
+from lmms_flexselect.lite.networks import Tower, network_of
 
 # How the text decoder's parameters begin, in language models and in VideoLLMs old and new.
 _DECODER = re.compile(

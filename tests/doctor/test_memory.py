@@ -27,9 +27,9 @@ from lmms_flexselect.doctor.memory import (
     tower_elements,
 )
 from lmms_flexselect.doctor.sizes import Decoder, Sizes
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.loading import checkpoint_config
 from tests.support.live_memory import peak_bytes
 

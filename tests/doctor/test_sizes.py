@@ -13,7 +13,7 @@ from lmms_flexselect.cli import installed_path
 from lmms_flexselect.doctor.checkpoints import published
 from lmms_flexselect.doctor.plan import resolved
 from lmms_flexselect.doctor.sizes import Decoder, selector_sizes, sizes
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.needle import checkpoint
 
 # Parameters as the hub's pages of the models count them.

@@ -273,7 +273,7 @@ def test_a_selector_for_another_pooling(tmp_path, made_for, pooled):
         assert_refused(
             folder,
             "llava_vid",
-            f"was made for {says[0]}; this run pools {says[1]}",
+            f"was made for {says[0]}; this run has {says[1]}",
             lambda path, _: load_selector(str(path), tower, torch.float32),
         )
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.lite.networks import Tower
 from tests.support.internvl_checkpoint import write_files
 from tests.support.internvl_tokenizers import tokenizer_files, vocabulary
 from tests.support.oracle import Answer, deal, relevance, share, top_k

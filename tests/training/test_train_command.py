@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from lmms_flexselect import cli, run_configs
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.selectors import DECODER
 from lmms_flexselect.training import command
