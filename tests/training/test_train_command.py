@@ -165,7 +165,7 @@ def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"family": "gpt"}, "family=gpt: must be one of llava_vid, qwen2_5_vl, internvl_hf"),
+        ({"family": "gpt"}, "family=gpt: must be one of internvl_hf, llava_vid, qwen2_5_vl"),
         ({"pretrained": "/nowhere"}, "pretrained=/nowhere: no checkpoint could be read there ("),
         ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1, spearman_l2"),
         ({"query": "answer"}, "query=answer: must be one of question_answer, question"),
