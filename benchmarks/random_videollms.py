@@ -25,7 +25,7 @@ from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVi
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.spec import family, load
 from lmms_flexselect.lite.checkpoint import module_config
-from lmms_flexselect.lite.models import SELECTORS
+from lmms_flexselect.lite.networks import network_of
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.presets import preset
 from lmms_flexselect.video import FrameSampling, read_video
@@ -203,7 +203,7 @@ def build(name: str, scale: str, device: torch.device, dtype: torch.dtype, seed:
         model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
         llm = VideoLLM(name, model, None, 0, 0, {})
         selector_config = module_config(words, llm.family(False).tower)
-        llm.selector = SELECTORS[name]._from_config(selector_config, dtype=dtype, attn_implementation="sdpa").eval()
+        llm.selector = network_of(name)._from_config(selector_config, dtype=dtype, attn_implementation="sdpa").eval()
     model.generation_config.pad_token_id = 0
     fill = preset(name, checkpoint, None, config.get_text_config().num_hidden_layers)
     llm.layer, llm.budget = fill["reference_layer"], None if small else fill["token_budget"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,13 +126,15 @@ class FlexSelect:
             columns = visual_columns[tokens]
             sets = [set_of_token == number for number in range(num_sets)]
             set_sizes = torch.bincount(set_of_token, minlength=num_sets).tolist()
-            kept, relevance = self.selector(prompt, columns, sets, set_quotas(budget, set_sizes, self.budget_remainder))
-            keep[columns] = kept.cpu()
+            quotas = set_quotas(budget, set_sizes, self.budget_remainder)
+            kept, relevance = self.selector(prompt, columns, sets, quotas)
+            _check_kept(self.selector, kept, len(tokens), sum(quotas))
+            keep[columns] = kept
             if relevance is not None:
                 found.append((tokens, relevance))
         scores = torch.full((len(visual_columns),), torch.nan)
         for tokens, relevance in found:
-            scores[tokens] = relevance.cpu()
+            scores[tokens] = _checked_scores(self.selector, relevance, len(tokens))
         return Selection(
             prompt=prompt if bool(keep.all()) else prompt.keep(keep),
             keep=keep,
@@ -150,3 +153,28 @@ class FlexSelect:
         for number, members in enumerate(frame_sets):
             set_of_frame[members] = number
         return set_of_frame[frames], len(frame_sets)
+
+
+def _check_kept(selector: Any, kept: Any, tokens: int, quota: int) -> None:
+    """Raise unless a selector, perhaps somebody else's, has said what `FlexSelect` needs."""
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (tokens,):
+        of = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise _broken(selector, f"keep must be bool ({tokens},), and is {of}")
+    if kept.device.type != "cpu":
+        raise _broken(selector, f"keep must lie on the CPU, and lies on {kept.device}")
+    if (count := int(kept.sum())) > quota:
+        raise _broken(selector, f"keeps {count} tokens of a video, {quota} are allowed")
+
+
+def _checked_scores(selector: Any, relevance: Any, tokens: int) -> Tensor:
+    if not isinstance(relevance, Tensor) or relevance.shape != (tokens,):
+        of = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance).__name__
+        raise _broken(selector, f"scores must be a tensor ({tokens},) or None, and are {of}")
+    relevance = relevance.detach().float().cpu()
+    if bool(relevance.isnan().any()):
+        raise _broken(selector, "its scores are NaN")
+    return relevance
+
+
+def _broken(selector: Any, problem: str) -> FlexSelectError:
+    return FlexSelectError(f"selector {type(selector).__module__}:{type(selector).__qualname__}: {problem}")

@@ -1,7 +1,7 @@
 """Entry point ``lmms_eval.models``: which model names this plugin adds.
 
-Imports nothing but lmms-eval's registry and the families' specs, and these only when called: lmms-eval loads this module while it is itself
-being imported, and an exception here would silently unregister every plugin after this one.
+Imports nothing but lmms-eval's registry and the families' specs, and these only when called: lmms-eval loads this
+module while it is itself being imported, and an exception here would silently unregister every plugin after this one.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.manifests import manifests
 from lmms_flexselect.options import FlexSelectOptions, check_choice
 from lmms_flexselect.presets import NO_ANSWER
 from lmms_flexselect.prompt import VideoPrompt
-from lmms_flexselect.training.readers import Reader
 
 # What a run is not told apart by: here all layers are read, by both reductions, and nothing is dropped.
 _BESIDE = (*NO_ANSWER, "reference_layer", "reduction", "token_budget")

@@ -18,28 +18,6 @@ from lmms_flexselect.store import VideoStore
 
 
 @dataclass(frozen=True)
-class Tower:
-    """What a VideoLLM offers to a FlexSelect-Lite selector.
-
-    Attributes
-    ----------
-    family
-        Upstream's name of it.
-    width
-        Of the features that its projector reads.
-    pooling
-        LLaVA-Video: ``mm_spatial_pool_mode`` and ``mm_spatial_pool_stride``.
-    spatial_merge_size
-        Qwen2.5-VL: patches that become a token, along a side.
-    """
-
-    family: str
-    width: int
-    pooling: Mapping[str, Any] | None = None
-    spatial_merge_size: int | None = None
-
-
-@dataclass(frozen=True)
 class VisualTokens:
     """A video's visual tokens.
 
@@ -93,6 +71,9 @@ class Family:
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""
         return ReferenceLayer(self.decoder, layer, reduction, self.store)
+
+    def read_selector_files(self, path: str) -> None:
+        """Take from a FlexSelect-Lite selector's folder what prompts need beside its network: nothing by default."""
 
     def lite(self, selector: Any, reduction: str = "max") -> Lite:
         """FlexSelect-Lite: from now on every prompt is made for `selector` too, from one run of the tower."""

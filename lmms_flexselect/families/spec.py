@@ -14,7 +14,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from lmms_flexselect.errors import FlexSelectError, OptionError
+from loguru import logger
+
+from lmms_flexselect.errors import OptionError, first_line
 
 GROUP = "lmms_flexselect.families"
 
@@ -74,7 +76,7 @@ class FamilySpec:
     options
         The dataclass of options that only this family has; None if it has none.
     reader
-        The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.training.readers.Reader`.
+        The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.families.reader.Reader`.
     selector_network
         The module class of a FlexSelect-Lite selector for this family; see `lmms_flexselect.lite`.
     shape
@@ -123,29 +125,26 @@ def load(path: str) -> Any:
 def families() -> dict[str, FamilySpec]:
     """All registered families by name, this package's own first.
 
-    Raises
-    ------
-    FlexSelectError
-        If a registered family cannot be imported, is no `FamilySpec`, or has a name or a model's name that is taken.
+    One that cannot be imported, is no `FamilySpec`, or has a name that is taken is left out with a warning: somebody
+    else's broken package must not take all models from lmms-eval.
     """
     found: dict[str, FamilySpec] = {}
-    names: dict[str, str] = {}
-    points = sorted(
-        entry_points(group=GROUP), key=lambda point: (not point.value.startswith("lmms_flexselect."), point.name)
-    )
+    taken: set[str] = set()
+    points = sorted(entry_points(group=GROUP), key=lambda p: (not p.value.startswith("lmms_flexselect."), p.name))
     for point in points:
         try:
             spec = point.load()
+            problem = None if isinstance(spec, FamilySpec) else f"is a {type(spec).__name__}, not a FamilySpec"
         except Exception as error:
-            raise FlexSelectError(f"family {point.name} ({point.value}) cannot be imported: {error}") from None
-        if not isinstance(spec, FamilySpec):
-            raise FlexSelectError(f"family {point.name} ({point.value}): is a {type(spec).__name__}, not a FamilySpec")
-        taken = {spec.name: found.get(spec.name), **{m.name: names.get(m.name) for m in spec.models}}
-        for name, by in taken.items():
-            if by is not None:
-                raise FlexSelectError(f"family {point.name} ({point.value}): the name {name} is taken")
+            problem = f"cannot be imported ({first_line(error)})"
+        if problem is None:
+            names = {spec.name, *(model.name for model in spec.models)}
+            problem = f"the name {min(names & taken)} is taken" if names & taken else None
+        if problem is not None:
+            logger.warning(f"family {point.name} ({point.value}) is left out: {problem}")
+            continue
         found[spec.name] = spec
-        names |= {model.name: spec.name for model in spec.models}
+        taken |= names
     return found
 
 

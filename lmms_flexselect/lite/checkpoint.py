@@ -15,24 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2Config
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError, first_line
-from lmms_flexselect.families.family import Tower
-from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
-from lmms_flexselect.families.internvl.prompt import END, START
-from lmms_flexselect.lite.models import SELECTORS
+from lmms_flexselect.lite.networks import Tower, network_of, networks
 from lmms_flexselect.relevance import REDUCTIONS
 
-# A tensor that only this family's selectors have.
-_MARK = {
-    "llava_vid": "mm_projector.0.weight",
-    "qwen2_5_vl": "merger_token_selector.ln_q.weight",
-    "internvl_hf": "mlp1.0.weight",
-}
 # What a published config.json calls the decoder's sizes and kind, beside its rotary parameters.
 PLAIN = (
     "vocab_size",
@@ -49,8 +38,7 @@ PLAIN = (
     "max_window_layers",
 )
 _DECODER = (*PLAIN, "rope_theta", "rope_scaling", "rope_parameters", "initializer_range")
-_POOLING = {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
-_PUBLISHED_REDUCTIONS = {"token_selection": "max"}  # the reference's name of its function
+_PUBLISHED_REDUCTIONS = {"token_selection": "max"}  # the name of the authors' function
 OWN = "flexselect"
 """The entry of ``config.json`` that a selector trained here has, and a published one has not."""
 
@@ -115,19 +103,18 @@ def load_selector(path: str, tower: Tower, dtype: torch.dtype, **kwargs: Any) ->
     """
     config = read_selector_config(path)
     weights = selector_weights(path)
-    families = [family for family, mark in _MARK.items() if mark in weights]
+    families = [family for family, network in networks().items() if network.mark in weights]
     if families != [tower.family]:
         kind = f"is a selector for {families[0]}" if len(families) == 1 else "is not a FlexSelect-Lite selector"
         raise OptionError(f"selector_path={path}: {kind}; this model needs one for {tower.family}")
-    if tower.pooling is not None:
-        own = {name: config.raw.get(name, default) for name, default in _POOLING.items()}
-        if own != tower.pooling:
-            raise OptionError(
-                f"selector_path={path}: was made for {_words(own)}; this run pools {_words(tower.pooling)}"
-            )
+    network = network_of(tower.family)
+    if network.reading_defaults:
+        own = {name: config.raw.get(name, default) for name, default in network.reading_defaults.items()}
+        if own != dict(tower.reading):
+            raise OptionError(f"selector_path={path}: was made for {_words(own)}; this run has {_words(tower.reading)}")
     try:
         model = loading.load_whole(
-            SELECTORS[tower.family],
+            network,
             path,
             dtype,
             all_known=True,
@@ -143,33 +130,15 @@ def load_selector(path: str, tower: Tower, dtype: torch.dtype, **kwargs: Any) ->
     return model.eval().requires_grad_(False)
 
 
-def load_selector_tokenizer(path: str) -> Any:
-    """InternVL's selectors have a tokenizer of their own, which knows a frame's marks.
-
-    Raises
-    ------
-    OptionError
-        If it cannot be read, or does not know them.
-    """
-    try:
-        tokenizer = loading.load_tokenizer(AutoTokenizer, path)
-    except OptionError as error:
-        raise OptionError(str(error).replace("pretrained=", "selector_path=", 1)) from None
-    for mark in (IMAGE_TOKEN, START, END):
-        if mark not in tokenizer.get_vocab():
-            raise OptionError(f"selector_path={path}: its tokenizer has no token {mark}")
-    return tokenizer
-
-
 def module_config(raw: Mapping[str, Any], tower: Tower) -> Any:
     """The configuration of a selector's module, from its own ``config.json`` and the tower it is for."""
-    decoder = {**raw, **raw.get("llm_config", {})}  # InternVL's may be nested
+    decoder = {**raw, **raw.get("llm_config", {})}  # some published ones nest it
     words = {name: decoder[name] for name in _DECODER if name in decoder}
     if missing := [name for name in PLAIN[:6] if name not in words]:  # or transformers would build a 7B decoder
         raise ValueError(f"no {missing[0]} in it")
-    config: Any = (Qwen2_5_VLTextConfig if tower.family == "qwen2_5_vl" else Qwen2Config)(**words)
+    config = network_of(tower.family).config_class(**words)
     config.tower_width = tower.width
-    for name, value in {**(tower.pooling or {}), "spatial_merge_size": tower.spatial_merge_size}.items():
+    for name, value in tower.reading.items():
         setattr(config, name, value)
     return config
 

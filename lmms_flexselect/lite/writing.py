@@ -12,11 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import OWN, PLAIN
+from lmms_flexselect.lite.networks import Tower, network_of
 from lmms_flexselect.saving import replacing
-
-_MODEL_TYPE = {"llava_vid": "qwen2", "qwen2_5_vl": "qwen2_5_vl", "internvl_hf": "qwen2"}
 
 
 def write_selector(
@@ -43,22 +41,22 @@ def write_selector(
     reduction
         What its scores are read with.
     tokenizer
-        InternVL: the selector's own.
+        The selector's own, where it has one.
     more
         Further entries that tell how it was trained.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    own = {name: value for name, value in asdict(tower).items() if value is not None}
+    network = network_of(tower.family)
     words = {
         "architectures": ["FlexSelectLite"],
-        "model_type": _MODEL_TYPE[tower.family],
+        "model_type": network.published_model_type,
         **{name: getattr(config, name) for name in PLAIN if getattr(config, name, None) is not None},
         **_rope(config.rope_parameters),
-        **(tower.pooling or {}),
+        **{name: tower.reading[name] for name in network.reading_defaults},
         "tie_word_embeddings": False,
-        "drop_func_name": "token_selection" if reduction == "max" else reduction,  # the reference's name for it
-        OWN: {**own, "reduction": reduction, **more},
+        "drop_func_name": "token_selection" if reduction == "max" else reduction,  # the authors' name for it
+        OWN: {**asdict(tower), "reduction": reduction, **more},
     }
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -73,7 +71,7 @@ def write_selector(
 
 
 def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters by the names that older libraries, and the reference, read."""
+    """Rotary parameters by the names that older libraries, and the authors' implementation, read."""
     scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
     if "mrope_section" in scaling and scaling.get("rope_type", "default") == "default":
         scaling["rope_type"] = scaling["type"] = "mrope"

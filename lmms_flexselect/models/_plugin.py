@@ -12,8 +12,9 @@ from loguru import logger
 
 from lmms_flexselect.analysis.measured import measured_in, read_measured
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
+from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.models._answering import Answering, stop
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._loading import OneProcess
@@ -28,9 +29,9 @@ from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.options import FlexSelectOptions, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.processes import Processes
-from lmms_flexselect.selectors import Random, Selector, Uniform
+from lmms_flexselect.selectors import Selector
+from lmms_flexselect.selectors.registry import selector_class
 from lmms_flexselect.store import VideoStore
-from lmms_flexselect.training.readers import Reader
 
 
 class FlexSelectPlugin(Answering):
@@ -159,21 +160,7 @@ class FlexSelectPlugin(Answering):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _selector(self, family: Any) -> Selector | None:
-        options = self.options
-        if options.selector == "reference":
-            assert options.reference_layer is not None
-            return family.reference_layer(options.reference_layer, options.reduction)
-        if options.selector == "lite":
-            return family.lite(self._load_selector(family), options.reduction)
-        controls: dict[str, Selector | None] = {"uniform": Uniform(), "random": Random(options.seed), "none": None}
-        return controls[options.selector]
-
-    def _load_selector(self, family: Any) -> Any:
-        """The FlexSelect-Lite selector's module, beside the model."""
-        placed = {} if family.model.device.type == "cpu" else {"device_map": {"": str(family.model.device)}}
-        kernel = family.decoder.config._attn_implementation
-        dtype = getattr(torch, self.options.dtype)
-        return load_selector(str(self.options.selector_path), family.tower, dtype, attn_implementation=kernel, **placed)
+        return selector_class(self.options.selector).from_options(self.options, family)
 
     @property
     def num_layers(self) -> int:

@@ -12,18 +12,18 @@ from lmms_eval.models.chat.internvl_hf import InternVLHf
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
-from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
+from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
 from lmms_flexselect.families.internvl.prompt import END, START
+from lmms_flexselect.families.internvl.reader import InternVLReader
 from lmms_flexselect.families.internvl.tokenizer import stop_token_ids
-from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector_tokenizer, read_selector_config
+from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.training.readers import InternVLReader
 from lmms_flexselect.video_key import VideoKey
 
 
@@ -35,7 +35,6 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
     _family_name = "internvl_hf"
     _upstream_module = upstream
     _whole_steps = False
-    _selector_tokenizer: Any = None
     processor: Any
     num_frames: int | None
     fps: float | None
@@ -54,19 +53,6 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         labels = {} if selector.trained_here else {"frame_labels": "bare"}
         return super()._read_with(selector) | labels
 
-    def _load_selector(self, family: InternVL) -> Any:
-        path = str(self.options.selector_path)
-        self._selector_tokenizer = load_selector_tokenizer(path)
-        start, end, visual = self._selector_tokenizer.convert_tokens_to_ids([START, END, IMAGE_TOKEN])
-        family.selector_mark_ids = (visual, start, end)
-        family.shift_window = not read_selector_config(path).trained_here
-        if family.shift_window and self.options.frame_labels != "bare":
-            raise OptionError(
-                f"frame_labels={self.options.frame_labels}: the published selector was trained on bare frames; "
-                "give frame_labels=bare"
-            )
-        return super()._load_selector(family)
-
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
         self._bare_processor = self.processor
         self._segments = FrameSegments(self.num_frames, self.fps, self._whole_steps)
@@ -76,7 +62,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._segments,
             self.options.strict,
             getattr(torch, self.options.dtype),
-            self._selector_tokenizer,
+            self.family.selector_tokenizer,
             self._frames,
             self._has_video,
         )
@@ -101,7 +87,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._bare_processor,
             FrameSegments(self.num_frames, self.fps, self._whole_steps),
             getattr(torch, self.options.dtype),
-            self._selector_tokenizer,
+            self.family.selector_tokenizer,
             self.options.system_message,
             self.options.frame_labels,
         )
@@ -119,6 +105,11 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         return {"system_message": "none" if config.original_template is None else "internvl2_5"}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        labels, path = self.options.frame_labels, self.options.selector_path
+        if path is not None and labels != "bare" and not read_selector_config(path).trained_here:
+            raise OptionError(
+                f"frame_labels={labels}: the published selector was trained on bare frames; give frame_labels=bare"
+            )
         frames, fps = upstream_args["num_frames"], upstream_args["fps"]
         if frames is not None:
             self.options.check_frames(whole_number("num_frames", frames, at_least=1))

@@ -13,6 +13,7 @@ from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video.frames import LlavaClip, sample_frames
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, check_pooling
+from lmms_flexselect.families.llava_video.reader import LlavaVideoReader
 from lmms_flexselect.models._llava_frames import (
     DECODERS,
     LlavaFrames,
@@ -28,7 +29,6 @@ from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.training.readers import LlavaVideoReader
 from lmms_flexselect.video_key import VideoKey
 
 upstream = upstream_llava_vid()

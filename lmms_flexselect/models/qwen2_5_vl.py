@@ -12,6 +12,7 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl.reader import Qwen2_5_VLReader
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models._loading import StrictLoader
 from lmms_flexselect.models._media import MediaProcessor, element_key, read_key
@@ -20,7 +21,6 @@ from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
-from lmms_flexselect.training.readers import Qwen2_5_VLReader
 from lmms_flexselect.video import FrameSampling, SampledVideo
 from lmms_flexselect.video_key import VideoKey
 

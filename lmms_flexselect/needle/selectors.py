@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lmms_flexselect.families.reader import load_reader
+from lmms_flexselect.families.spec import families
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, imitate_codec
@@ -28,7 +30,6 @@ from lmms_flexselect.needle.tokenizer import MAX_POSITIONS
 from lmms_flexselect.needle.videos import NeedleVideo
 from lmms_flexselect.training.fit import fit, training_arguments
 from lmms_flexselect.training.objective import Example, Teacher
-from lmms_flexselect.training.readers import READERS
 from lmms_flexselect.training.student import new_selector
 
 HELD_OUT = 96
@@ -130,7 +131,7 @@ def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **ar
     steps = steps or recipe.steps
     folder = str(CHECKPOINTS / family)
     config = raw_config(folder)
-    reader = READERS[family](folder, torch.float32, TRAINING_UNITS, None)
+    reader = load_reader(family, folder, torch.float32, TRAINING_UNITS, None)
     teacher = Teacher(reader.family, config["flexselect"]["reference_layer"])
     torch.manual_seed(seed)
     vocabulary = reader.family.model.get_input_embeddings().num_embeddings
@@ -193,7 +194,7 @@ def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the selector to write")
-    parser.add_argument("--family", choices=READERS, required=True)
+    parser.add_argument("--family", choices=families(), required=True)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmms_flexselect.families.reader import load_reader
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Trainee
 from lmms_flexselect.needle.decoder import LAYERS
 from lmms_flexselect.needle.naming import COLUMNS, ROWS, by_chart, field_colour
 from lmms_flexselect.needle.train import FAMILIES, Stage, asked, finish, train
-from lmms_flexselect.training.readers import READERS
 
 NEW_LAYERS = 3
 
@@ -56,7 +56,7 @@ Grown from the family's needle model and trained in {minutes:.0f} minutes on one
 
 def grown(family: str) -> tuple[Trainee, nn.Module]:
     """The family's needle model with new layers below its own that let everything through, and its decoder."""
-    source = READERS[family](str(CHECKPOINTS / family), torch.float32, TRAINING_UNITS, None).family
+    source = load_reader(family, str(CHECKPOINTS / family), torch.float32, TRAINING_UNITS, None).family
     place = next(name for name, module in source.model.named_modules() if module is source.decoder)
     trainee = FAMILIES[family](LAYERS + NEW_LAYERS)
     decoder: Any = trainee.model.get_submodule(place)

@@ -1,6 +1,7 @@
 """Who decides which visual tokens stay: the method, and the controls it is measured against.
 
-A selector is called with one video of a prompt and says what to keep of it::
+A selector is registered under the entry-point group ``lmms_flexselect.selectors`` (see `registry`). It is called with
+one video of a prompt and says what to keep of it::
 
     keep, scores = selector(prompt, columns, sets, quotas)
 
@@ -13,9 +14,18 @@ sets
 quotas
     how many tokens each set may keep.
 keep
-    ``(visual,)`` bool.
+    ``(visual,)`` bool on the CPU, at most as many true entries as all quotas together.
 scores
-    ``(visual,)`` float32 relevance on any device, or None where the selector does not score.
+    ``(visual,)`` float32 relevance on any device, no NaN in it, or None where the selector does not score.
+
+Its class has
+
+from_options(options, family)
+    a class method that makes one of `FlexSelectOptions` and a loaded `Family`; None keeps everything.
+title, colour, marker
+    how pictures show it (the latter two as matplotlib has them); all optional.
+unused_options
+    names of options that mean nothing to it, so that comparisons of runs leave them out; optional.
 """
 
 from __future__ import annotations
@@ -26,11 +36,11 @@ from typing import Protocol
 from torch import Tensor
 
 from lmms_flexselect.prompt import VideoPrompt
-from lmms_flexselect.selectors.controls import Random, Uniform
+from lmms_flexselect.selectors.controls import Everything, Random, Uniform
 from lmms_flexselect.selectors.lite import Lite
 from lmms_flexselect.selectors.reference_layer import ReferenceLayer
 
-__all__ = ["Lite", "Random", "ReferenceLayer", "Selector", "Uniform"]
+__all__ = ["Everything", "Lite", "Random", "ReferenceLayer", "Selector", "Uniform"]
 
 
 class Selector(Protocol):

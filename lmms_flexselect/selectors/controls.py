@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +12,35 @@ from torch import Tensor
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selection import evenly_spaced_mask, random_mask
 
+_SCORING = ("reference_layer", "reduction")
+
+
+class Everything:
+    """Drops nothing: the paired baseline."""
+
+    title = "all tokens"
+    colour, marker = "#7f7f7f", "s"
+    unused_options: ClassVar[tuple[str, ...]] = (*_SCORING, "token_budget", "max_frames_per_set", "budget_remainder")
+
+    @classmethod
+    def from_options(cls, options: Any, family: Any) -> None:
+        """None, which is what `FlexSelect` takes for no selector."""
+        return None
+
 
 @dataclass
 class Uniform:
     """Keeps tokens evenly spaced over the whole video, as many as the frame sets together may keep."""
+
+    title: ClassVar[str] = "uniform"
+    colour: ClassVar[str] = "#1f77b4"
+    marker: ClassVar[str] = "^"
+    unused_options: ClassVar[tuple[str, ...]] = _SCORING
+
+    @classmethod
+    def from_options(cls, options: Any, family: Any) -> Uniform:
+        """See `lmms_flexselect.selectors`."""
+        return cls()
 
     def __call__(
         self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]
@@ -32,6 +58,15 @@ class Random:
     """
 
     seed: int = 0
+    title: ClassVar[str] = "random"
+    colour: ClassVar[str] = "#e377c2"
+    marker: ClassVar[str] = "v"
+    unused_options: ClassVar[tuple[str, ...]] = _SCORING
+
+    @classmethod
+    def from_options(cls, options: Any, family: Any) -> Random:
+        """See `lmms_flexselect.selectors`."""
+        return cls(options.seed)
 
     def __call__(
         self, prompt: VideoPrompt, columns: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.lite.checkpoint import load_selector
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors.reference_layer import ReferenceLayer
 from lmms_flexselect.store import VideoStore
@@ -31,6 +33,24 @@ class Lite:
     decoder: nn.Module
     reduction: str = "max"
     store: VideoStore | None = None
+    title: ClassVar[str] = "FlexSelect-Lite"
+    colour: ClassVar[str] = "#2ca02c"
+    marker: ClassVar[str] = "D"
+    unused_options: ClassVar[tuple[str, ...]] = ("reference_layer",)
+
+    @classmethod
+    def from_options(cls, options: Any, family: Any) -> Lite:
+        """Load the network at ``selector_path`` beside the model."""
+        path, device = str(options.selector_path), family.model.device
+        family.read_selector_files(path)
+        network = load_selector(
+            path,
+            family.tower,
+            getattr(torch, options.dtype),
+            attn_implementation=family.decoder.config._attn_implementation,
+            **({} if device.type == "cpu" else {"device_map": {"": str(device)}}),
+        )
+        return family.lite(network, options.reduction)
 
     def __post_init__(self) -> None:
         layers: Any = self.decoder.layers

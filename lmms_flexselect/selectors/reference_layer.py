@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,14 @@ class ReferenceLayer:
     reduction: str = "max"
     store: VideoStore | None = None
     at_once: int | None = None
+    title: ClassVar[str] = "FlexSelect"
+    colour: ClassVar[str] = "#d62728"
+    marker: ClassVar[str] = "o"
+
+    @classmethod
+    def from_options(cls, options: Any, family: Any) -> ReferenceLayer:
+        """See `lmms_flexselect.selectors`."""
+        return family.reference_layer(options.reference_layer, options.reduction)
 
     @torch.no_grad()
     def __call__(

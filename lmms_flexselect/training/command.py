@@ -14,8 +14,11 @@ from loguru import logger
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.reader import load_reader
+from lmms_flexselect.families.spec import families
+from lmms_flexselect.families.spec import family as family_named
+from lmms_flexselect.lite.networks import network_of
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.presets import reference_layer
 from lmms_flexselect.processes import Processes
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.training.cache import ScoreCache
@@ -24,7 +27,6 @@ from lmms_flexselect.training.examples import QUERIES, VideoExamples, skipped_vi
 from lmms_flexselect.training.fit import fit, training_arguments
 from lmms_flexselect.training.losses import LOSSES
 from lmms_flexselect.training.objective import Teacher
-from lmms_flexselect.training.readers import READERS
 from lmms_flexselect.training.student import SIZES, new_selector
 
 
@@ -36,7 +38,7 @@ def _option(default: Any, text: str) -> Any:
 class SelectorOptions:
     """What is trained from what; everything else is transformers' `TrainingArguments`."""
 
-    family: str = _option("", f"one of {', '.join(READERS)}")
+    family: str = _option("", f"one of {', '.join(families())}")
     pretrained: str = _option("", "the VideoLLM: folder or hub name")
     data: str = _option("", "LLaVA-Video-178K's .json, .jsonl or .yaml")
     videos: str = _option("", "folder that the data's video paths begin in")
@@ -47,11 +49,11 @@ class SelectorOptions:
     num_attention_heads: int | None = _option(None, "with random weights")
     num_key_value_heads: int | None = _option(None, "with random weights")
     train_projector: bool = _option(
-        False, "Qwen2.5-VL: a patch merger of its own instead of the model's, cut and frozen"
+        False, "a projector of its own where the family's selectors take the model's, cut and frozen (Qwen)"
     )
     reference_layer: int | None = _option(None, "the teacher's, 0-based; the family's default if none")
     reduction: str = _option("max", f"one of {', '.join(REDUCTIONS)}")
-    frames: int = _option(64, "frames a sample; Qwen2.5-VL: pairs of frames")
+    frames: int = _option(64, "units a sample: frames, or what the family makes one unit of")
     share: float = _option(1.0, "share of the samples, between 0 and 1")
     kinds: list[str] = field(
         default_factory=list,
@@ -69,7 +71,7 @@ class SelectorOptions:
             if not getattr(self, name):
                 raise OptionError(f"{name}: must be given")
         for name, allowed in (
-            ("family", READERS),
+            ("family", families()),
             ("reduction", REDUCTIONS),
             ("query", QUERIES),
             ("loss", LOSSES),
@@ -108,10 +110,12 @@ def run(options: SelectorOptions, output_dir: str, **training: Any) -> dict[str,
     placed = {} if arguments.device.type == "cpu" else {"device_map": {"": str(arguments.device)}}
     if options.attn_implementation is not None:
         placed["attn_implementation"] = options.attn_implementation  # type: ignore[assignment]
-    reader = READERS[options.family](options.pretrained, dtype, options.frames, options.init, **placed)
+    reader = load_reader(options.family, options.pretrained, dtype, options.frames, options.init, **placed)
     family = reader.family
     depth = len(family.decoder.layers)
-    layer = reference_layer(options.family, depth)[0] if options.reference_layer is None else options.reference_layer
+    layer = options.reference_layer
+    if layer is None:
+        layer, _ = family_named(options.family).reference_layer(depth)
     if not 0 <= layer < depth:
         raise OptionError(f"reference_layer={layer}: this model has layers 0 to {depth - 1}")
     teacher = Teacher(family, layer, options.reduction)
@@ -130,7 +134,7 @@ def run(options: SelectorOptions, output_dir: str, **training: Any) -> dict[str,
         options.init,
         {name: getattr(options, name) for name in SIZES},
         {"vocab_size": family.model.get_input_embeddings().num_embeddings},
-        _frozen_projector(options, family),
+        None if options.train_projector else network_of(options.family).teacher_projector(family.model),
     )
     train_set, evaluated = (VideoExamples(part, reader, options.query, cache, skipped) for part in (train, held_out))
     logger.info(f"{len(train)} samples to train on, {len(held_out)} held out; left out by reason: {reading.left_out}")
@@ -141,12 +145,6 @@ def run(options: SelectorOptions, output_dir: str, **training: Any) -> dict[str,
     if unreadable:
         logger.warning(f"{len(unreadable)} unreadable video(s) were skipped; they are listed in {skipped}")
     return metrics
-
-
-def _frozen_projector(options: SelectorOptions, family: Any) -> Any:
-    if options.family != "qwen2_5_vl" or options.train_projector:
-        return None
-    return {name: weight.float().cpu() for name, weight in family.model.model.visual.merger.state_dict().items()}
 
 
 def main(words: list[str]) -> int:

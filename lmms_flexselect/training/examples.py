@@ -30,7 +30,7 @@ class VideoExamples(Dataset):
     samples
         What is asked about which video.
     reader
-        Of the family (see `lmms_flexselect.training.readers`).
+        Of the family (see `lmms_flexselect.families.reader`).
     query
         ``"question_answer"``: the answer belongs to the query, as in the reference's training; ``"question"``: it
         does not, as in evaluation.

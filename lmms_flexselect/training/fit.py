@@ -69,7 +69,7 @@ def fit(
     cache
         Where the teacher's scores are kept.
     tokenizer
-        InternVL: the selector's own.
+        The selector's own, where it has one.
 
     Returns
     -------

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import module_config, selector_weights
-from lmms_flexselect.lite.models import SELECTORS
+from lmms_flexselect.lite.networks import Tower, network_of
 
 # How the text decoder's parameters begin, in language models and in VideoLLMs old and new.
 _DECODER = re.compile(
@@ -44,8 +43,7 @@ def new_selector(
     defaults
         With random weights: the rest of the decoder's configuration, by the names of ``config.json``.
     teacher_projector
-        Qwen2.5-VL: the model's own patch merger. The selector's is its first rows and is not trained, as the
-        published one.
+        The VideoLLM's own projector, where the selector's is made of it and not trained (see `SelectorNetwork`).
 
     Raises
     ------
@@ -65,26 +63,21 @@ def new_selector(
             )
         weights = _decoder_weights(init)
     words |= sizes
-    if tower.family == "qwen2_5_vl":
-        head = words["hidden_size"] // words["num_attention_heads"]
-        words.setdefault("rope_scaling", {"type": "mrope", "mrope_section": mrope_section(head)})
+    network = network_of(tower.family)
+    if network is None:
+        raise OptionError(f"family={tower.family}: has no FlexSelect-Lite selector")
     try:
-        model = SELECTORS[tower.family](module_config(words, tower))
+        network.complete(words)
+        model = network(module_config(words, tower))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise OptionError(f"init={init}: no selector can be made of these sizes ({error})") from None
     if weights:
         _fill(model.decoder, weights, init)
     if teacher_projector is not None:
-        _take_rows(model.merger_token_selector, teacher_projector)
+        model.take_projector(teacher_projector)
     for parameter in unused(model):
         parameter.requires_grad_(False)
     return model
-
-
-def mrope_section(head: int) -> list[int]:
-    """Qwen2.5-VL's split of half a head's width between time, height and width: 16, 24, 24 of 64."""
-    time = head // 8
-    return [time, (head // 2 - time) // 2, head // 2 - time - (head // 2 - time) // 2]
 
 
 def unused(model: Any) -> list[torch.nn.Parameter]:
@@ -123,16 +116,3 @@ def _fill(decoder: Any, weights: Mapping[str, Tensor], init: str | None) -> None
                 f"init={init}: {name} is {tuple(weights[name].shape)}, where its config.json says {tuple(value.shape)}"
             )
     decoder.load_state_dict({name: weights[name] for name in own}, strict=False)
-
-
-def _take_rows(merger: Any, teacher: Mapping[str, Tensor]) -> None:
-    own = merger.state_dict()
-    for name, value in own.items():
-        rows = teacher[name][: len(value)]
-        if rows.shape != value.shape:
-            raise OptionError(
-                f"the model's patch merger has {len(rows)} rows, and the selector needs {len(value)}; "
-                "give train_projector=true for one of its own"
-            )
-        value.copy_(rows)
-    merger.requires_grad_(False)

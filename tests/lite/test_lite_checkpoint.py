@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.lite.checkpoint import load_selector, load_selector_tokenizer, read_selector_config
+from lmms_flexselect.families.internvl.lite import SelectorNetwork
+from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
 from tests.support import selectors
 from tests.support.internvl_tokenizers import vocabulary as internvl_vocabulary
 from tests.support.selectors import (
@@ -250,7 +251,7 @@ def test_a_selector_for_a_tower_of_another_width(tmp_path, family, says):
 
 
 def test_a_selector_for_another_patch_merging(tmp_path):
-    folder = write_selector_folder(tmp_path / "s", replace(TOWERS["qwen2_5_vl"], spatial_merge_size=3))
+    folder = write_selector_folder(tmp_path / "s", replace(TOWERS["qwen2_5_vl"], reading={"spatial_merge_size": 3}))
     says = "3 weight(s) of another shape, among them merger_token_selector.mlp.0.bias"
     assert_refused(folder, "qwen2_5_vl", says + FITS_NOT)
 
@@ -262,7 +263,7 @@ def test_a_selector_for_another_pooling(tmp_path, made_for, pooled):
     words = {f"mm_spatial_pool_{name}": value for name, value in made_for.items()}
     folder = write_selector_folder(tmp_path / "s", TOWERS["llava_vid"], **words)
     pooling = dict(zip(("mm_spatial_pool_mode", "mm_spatial_pool_stride"), pooled, strict=True))
-    tower = replace(TOWERS["llava_vid"], pooling=pooling)
+    tower = replace(TOWERS["llava_vid"], reading=pooling)
     own = made_for.get("mode", "bilinear"), made_for.get("stride", 2)
     if own == pooled:
         config = load_selector(str(folder), tower, torch.float32).config
@@ -272,7 +273,7 @@ def test_a_selector_for_another_pooling(tmp_path, made_for, pooled):
         assert_refused(
             folder,
             "llava_vid",
-            f"was made for {says[0]}; this run pools {says[1]}",
+            f"was made for {says[0]}; this run has {says[1]}",
             lambda path, _: load_selector(str(path), tower, torch.float32),
         )
 
@@ -431,7 +432,7 @@ def test_an_unknown_reduction(tmp_path, words):
 
 def test_internvls_own_tokenizer(tmp_path):
     folder = write_selector_folder(tmp_path / "s", TOWERS["internvl_hf"])
-    tokenizer = load_selector_tokenizer(str(folder))
+    tokenizer = SelectorNetwork.load_tokenizer(str(folder))
     added = own_tokenizer()["added_tokens.json"]
     assert tokenizer.convert_tokens_to_ids(list(MARKS)) == [added[mark] for mark in MARKS]
     ids = tokenizer(f"<|im_start|>{''.join(MARKS)}\n").input_ids
@@ -442,7 +443,7 @@ def test_internvls_own_tokenizer(tmp_path):
 def test_a_tokenizer_without_a_mark(tmp_path, mark):
     folder = write_selector_folder(tmp_path / "s", TOWERS["internvl_hf"], tokenizer=own_tokenizer(without=[mark]))
     says = f"its tokenizer has no token {mark}"
-    assert_refused(folder, "internvl_hf", says, lambda path, _: load_selector_tokenizer(str(path)))
+    assert_refused(folder, "internvl_hf", says, lambda path, _: SelectorNetwork.load_tokenizer(str(path)))
 
 
 def test_no_tokenizer(tmp_path):
@@ -450,8 +451,8 @@ def test_no_tokenizer(tmp_path):
     for name in own_tokenizer():
         (folder / name).unlink()
     with pytest.raises(OptionError, match=r"^[^\n]+$") as caught:
-        load_selector_tokenizer(str(folder))
+        SelectorNetwork.load_tokenizer(str(folder))
     assert str(caught.value).startswith(f"selector_path={folder}: its tokenizer ")
     shutil.rmtree(folder)
     with pytest.raises(OptionError, match=r"^selector_path=.*: its tokenizer cannot be read"):
-        load_selector_tokenizer(str(folder))
+        SelectorNetwork.load_tokenizer(str(folder))

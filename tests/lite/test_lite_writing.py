@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.lite import writing
-from lmms_flexselect.lite.checkpoint import load_selector, load_selector_tokenizer, read_selector_config
+from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
 from lmms_flexselect.lite.writing import write_selector
 from tests.support.selectors import (
     EPSILON,
@@ -105,11 +106,9 @@ def test_config_is_in_the_words_of_the_published_ones(tmp_path, family):
     assert config.pop("rope_scaling") == scaling
     tower = TOWERS[family]
     own = {"family": family, "width": tower.width, "reduction": "max", "steps": 7, "paper": "x"}
-    if tower.pooling is not None:
-        own["pooling"] = tower.pooling
-        assert {name: config.pop(name) for name in tower.pooling} == tower.pooling
-    if family == "qwen2_5_vl":
-        own["spatial_merge_size"] = 2
+    own["reading"] = tower.reading
+    if family == "llava_vid":
+        assert {name: config.pop(name) for name in tower.reading} == tower.reading
     assert config.pop("flexselect") == own
     assert config.pop("model_type") == ("qwen2_5_vl" if family == "qwen2_5_vl" else "qwen2")
     assert config.pop("drop_func_name") == "token_selection"
@@ -191,10 +190,10 @@ def test_tensors_are_written_in_the_dtype_they_have(tmp_path, dtype):
 
 def test_internvls_tokenizer_goes_with_it(tmp_path):
     model, weights = published(tmp_path / "published", "internvl_hf")
-    tokenizer = load_selector_tokenizer(str(tmp_path / "published"))
+    tokenizer = SelectorNetwork.load_tokenizer(str(tmp_path / "published"))
     write_selector(tmp_path / "new", model.config, model.state_dict(), TOWERS["internvl_hf"], "max", tokenizer)
     assert_holds(tmp_path / "new", "internvl_hf", weights)
-    again = load_selector_tokenizer(str(tmp_path / "new"))
+    again = SelectorNetwork.load_tokenizer(str(tmp_path / "new"))
     text = f"<|im_start|>user\n{''.join(MARKS)}\nWhat is shown?<|im_end|>"
     assert again(text).input_ids == tokenizer(text).input_ids
     added = own_tokenizer()["added_tokens.json"]

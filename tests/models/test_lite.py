@@ -16,12 +16,12 @@ from transformers import AutoTokenizer
 from lmms_flexselect import FlexSelect
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGE
 from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
 from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.lite.checkpoint import load_selector
+from lmms_flexselect.lite.networks import Tower
 from tests.support.evaluate import Question, ask, build, evaluate
 from tests.support.internvl_checkpoint import write_original
 from tests.support.internvl_tokenizers import vocabulary
@@ -53,8 +53,8 @@ def checkpoints(random_checkpoint, llava_checkpoint, internvl_checkpoint) -> dic
 def towers(checkpoints) -> dict[str, Tower]:
     qwen = json.loads((checkpoints["qwen2_5_vl"] / "config.json").read_text())["vision_config"]
     return {
-        "llava_vid": Tower("llava_vid", 48, TOWERS["llava_vid"].pooling),
-        "qwen2_5_vl": Tower("qwen2_5_vl", qwen["hidden_size"], spatial_merge_size=qwen["spatial_merge_size"]),
+        "llava_vid": Tower("llava_vid", 48, TOWERS["llava_vid"].reading),
+        "qwen2_5_vl": Tower("qwen2_5_vl", qwen["hidden_size"], {"spatial_merge_size": qwen["spatial_merge_size"]}),
         "internvl_hf": TOWERS["internvl_hf"],
     }
 
@@ -322,7 +322,7 @@ def test_no_selector_at_that_path(family, lite, tmp_path):
 
 def test_llavas_selector_is_for_one_pooling(write, lite):
     path = write("llava_vid")
-    says = f"selector_path={path}: was made for mm_spatial_pool_mode=bilinear, mm_spatial_pool_stride=2; this run pools"
+    says = f"selector_path={path}: was made for mm_spatial_pool_mode=bilinear, mm_spatial_pool_stride=2; this run has"
     assert_refused(
         lambda: lite("llava_vid", path, mm_spatial_pool_mode="average"),
         f"{says} mm_spatial_pool_mode=average, mm_spatial_pool_stride=2",

@@ -14,13 +14,13 @@ from lmms_flexselect.analysis.haystacks import NeedleVideos
 from lmms_flexselect.analysis.model import load
 from lmms_flexselect.analysis.recall import recall_of_layers
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.reader import load_reader
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.needle import CHART_CHECKPOINTS, CHECKPOINTS, train, train_chart
 from lmms_flexselect.needle.batches import training_batch
 from lmms_flexselect.needle.benchmark import CHART_LENGTHS, answers_shape, documents
 from lmms_flexselect.needle.naming import by_chart, field_colour
 from lmms_flexselect.needle.train_chart import NEW_LAYERS, REFERENCE_LAYER, grown, speaking
-from lmms_flexselect.training.readers import READERS
 
 UNITS = 16
 
@@ -94,7 +94,7 @@ def test_the_first_models_cannot_serve(family):
 @pytest.mark.parametrize("family", train.FAMILIES)
 def test_a_grown_model_answers_as_the_one_it_was_grown_from(family):
     _, decoder = grown(family)
-    source = READERS[family](str(CHECKPOINTS / family), torch.float32, UNITS, None).family
+    source = load_reader(family, str(CHECKPOINTS / family), torch.float32, UNITS, None).family
     assert len(decoder.layers) == len(source.decoder.layers) + NEW_LAYERS
     torch.manual_seed(0)
     inputs = {"inputs_embeds": torch.randn(2, 9, 128), "use_cache": False}

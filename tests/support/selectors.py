@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.lite.networks import Tower
 from tests.support.internvl_checkpoint import write_files
 from tests.support.internvl_tokenizers import tokenizer_files, vocabulary
 from tests.support.oracle import Answer, deal, relevance, share, top_k
@@ -37,7 +37,7 @@ YARN: dict[str, Any] = {
 # What the VideoLLMs of `random_models` and `internvl_weights` offer.
 TOWERS = {
     "llava_vid": Tower("llava_vid", 32, {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}),
-    "qwen2_5_vl": Tower("qwen2_5_vl", 32, spatial_merge_size=2),
+    "qwen2_5_vl": Tower("qwen2_5_vl", 32, {"spatial_merge_size": 2}),
     "internvl_hf": Tower("internvl_hf", 192),
 }
 FAMILIES = tuple(TOWERS)
@@ -76,7 +76,9 @@ def config_words(tower: Tower, vocabulary_size: int = 96, nested: bool = False, 
     words: dict[str, Any] = {"architectures": ["Qwen2ForSelector_EXTERNAL"], "torch_dtype": "bfloat16"}
     if tower.family == "qwen2_5_vl":
         decoder |= {"model_type": "qwen2_5_vl", "rope_scaling": MROPE, "drop_func_name": "token_selection"}
-        words |= {"vision_config": {"hidden_size": tower.width, "spatial_merge_size": tower.spatial_merge_size}}
+        words |= {
+            "vision_config": {"hidden_size": tower.width, "spatial_merge_size": tower.reading["spatial_merge_size"]}
+        }
     if tower.family == "internvl_hf":
         words |= {"downsample_ratio": 0.5}
     if nested:
@@ -107,8 +109,7 @@ def weight_shapes(tower: Tower, words: Mapping[str, Any]) -> dict[str, tuple[int
         shapes |= _linear("mm_projector.0", tower.width, hidden) | _linear("mm_projector.2", hidden, hidden)
         shapes["image_newline"] = (hidden,)
     elif tower.family == "qwen2_5_vl":
-        assert tower.spatial_merge_size is not None
-        wide = tower.width * tower.spatial_merge_size**2
+        wide = tower.width * tower.reading["spatial_merge_size"] ** 2
         shapes["merger_token_selector.ln_q.weight"] = (tower.width,)
         shapes |= _linear("merger_token_selector.mlp.0", wide, wide)
         shapes |= _linear("merger_token_selector.mlp.2", wide, hidden)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from lmms_flexselect.families.reader import load_reader
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.selectors import DECODER, NeedleExamples, inputs_of
 from lmms_flexselect.training.objective import Teacher
-from lmms_flexselect.training.readers import READERS
 from lmms_flexselect.training.student import new_selector
 
 SMALL = {
@@ -24,7 +24,7 @@ class Trained:
 
     def __init__(self, family: str) -> None:
         self.name, self.folder = family, str(CHECKPOINTS / family)
-        self.reader = READERS[family](self.folder, torch.float32, 16, None)
+        self.reader = load_reader(family, self.folder, torch.float32, 16, None)
         self.family = self.reader.family
         self.teacher = Teacher(self.family, 1)
 

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
+from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.benchmark import NEEDLES_PER_VIDEO, question
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
-from lmms_flexselect.training.readers import READERS
 from tests.support.trained import Trained
 
 
-@pytest.fixture(scope="session", params=READERS)
+@pytest.fixture(scope="session", params=sorted(p.name for p in CHECKPOINTS.iterdir()))
 def trained(request):
     return Trained(request.param)
 

@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from lmms_flexselect import cli, run_configs
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.selectors import DECODER
 from lmms_flexselect.training import command
@@ -76,7 +76,7 @@ def test_a_run_by_file_and_options(options, tmp_path, capsys, family):
 
 
 def tower_of(own):
-    return Tower(own["family"], own["width"], own.get("pooling"), own.get("spatial_merge_size"))
+    return Tower(own["family"], own["width"], own["reading"])
 
 
 def test_a_selector_started_from_a_decoder_takes_its_first_layers(options, tmp_path):
@@ -149,7 +149,7 @@ def test_two_processes_learn_what_one_does(options, tmp_path):
 
 
 def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path, monkeypatch):
-    from lmms_flexselect.training.readers import LlavaVideoReader
+    from lmms_flexselect.families.llava_video.reader import LlavaVideoReader
 
     asked = []
     own = LlavaVideoReader.read
@@ -165,7 +165,7 @@ def test_the_answer_belongs_to_the_query_unless_told_otherwise(options, tmp_path
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"family": "gpt"}, "family=gpt: must be one of llava_vid, qwen2_5_vl, internvl_hf"),
+        ({"family": "gpt"}, "family=gpt: must be one of internvl_hf, llava_vid, qwen2_5_vl"),
         ({"pretrained": "/nowhere"}, "pretrained=/nowhere: no checkpoint could be read there ("),
         ({"loss": "kendall"}, "loss=kendall: must be one of spearman, pairwise, l1, spearman_l2"),
         ({"query": "answer"}, "query=answer: must be one of question_answer, question"),

@@ -13,13 +13,17 @@ from torch import Tensor
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.family import (
     Family,
-    Tower,
     VisualTokens,
     described,
     giving_way,
     gradients_for_selector,
     reading_inputs,
 )
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.lite import SelectorNetwork
+from lmms_flexselect.families.internvl.prompt import END, START
+from lmms_flexselect.lite.checkpoint import read_selector_config
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 
 IMAGE_MARKS = ("compete", "stay")
@@ -47,6 +51,8 @@ class InternVL(Family):
         prompt and cut out of the model's (algorithm.md, section 4). Its i-th score then stands for the model's token
         at the selector's place: some of the text before the video may be dropped, and as many of its last visual
         tokens always stay, or the reverse.
+    selector_tokenizer
+        A FlexSelect-Lite selector's; None without one.
     """
 
     model: Any
@@ -55,10 +61,18 @@ class InternVL(Family):
     tiles_per_chunk: int = 32
     selector_mark_ids: tuple[int, int, int] | None = None
     shift_window: bool = False
+    selector_tokenizer: Any = None
 
     def __post_init__(self) -> None:
         if self.image_marks not in IMAGE_MARKS:
             raise OptionError(f"image_marks={self.image_marks!r}: must be one of {', '.join(IMAGE_MARKS)}")
+
+    def read_selector_files(self, path: str) -> None:
+        """Its tokenizer, by which its prompt is made, and whether it is a published one (see `shift_window`)."""
+        self.selector_tokenizer = SelectorNetwork.load_tokenizer(path)
+        start, end, visual = self.selector_tokenizer.convert_tokens_to_ids([START, END, IMAGE_TOKEN])
+        self.selector_mark_ids = (visual, start, end)
+        self.shift_window = not read_selector_config(path).trained_here
 
     @property
     def tower(self) -> Tower:

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import InternVLForConditionalGeneration
 
 from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.lite.checkpoint import module_config
-from lmms_flexselect.lite.models import InternVLSelector
+from lmms_flexselect.lite.networks import Tower
 
 
 def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid: Any = None) -> ModelShape:
@@ -33,7 +33,7 @@ def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid:
     wide = width * round(config.downsample_ratio**-2)  # after the pixel shuffle
     own = None
     if selector is not None:
-        own = SelectorShape.of(InternVLSelector, module_config(selector, Tower("internvl_hf", wide)))
+        own = SelectorShape.of(SelectorNetwork, module_config(selector, Tower("internvl_hf", wide)))
     return ModelShape(
         parameters_of(InternVLForConditionalGeneration, config),
         DecoderShape.of(config.get_text_config()),

@@ -16,7 +16,6 @@ from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
 from lmms_flexselect.families.family import (
     Family,
-    Tower,
     VisualTokens,
     described,
     giving_way,
@@ -25,6 +24,7 @@ from lmms_flexselect.families.family import (
 )
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.loading import load_tokenizer, load_whole
 from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
 

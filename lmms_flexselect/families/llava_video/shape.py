@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
-from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.llava_video.family import LlavaVideo
+from lmms_flexselect.families.llava_video.lite import SelectorNetwork
 from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM, pooled_rows
 from lmms_flexselect.lite.checkpoint import module_config
-from lmms_flexselect.lite.models import LlavaVideoSelector
+from lmms_flexselect.lite.networks import Tower
 
 
 def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid: Any = None) -> ModelShape:
@@ -32,7 +32,7 @@ def shape(config: Any, arguments: Mapping[str, Any], selector: Any = None, grid:
     )
     own = None
     if selector is not None:
-        own = SelectorShape.of(LlavaVideoSelector, module_config(selector, Tower("llava_vid", width, pooling)))
+        own = SelectorShape.of(SelectorNetwork, module_config(selector, Tower("llava_vid", width, pooling)))
     return ModelShape(
         parameters_of(LlavaVideoForCausalLM, config),
         DecoderShape.of(config),

@@ -15,7 +15,6 @@ from torch import Tensor
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import (
     Family,
-    Tower,
     VisualTokens,
     described,
     giving_way,
@@ -23,6 +22,7 @@ from lmms_flexselect.families.family import (
     reading_inputs,
 )
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.prompt import VideoPrompt, generation_inputs, left_padded
 
 _SCORING_SECONDS_PER_UNIT = 1.0  # whatever the real sampling (algorithm.md, section 2)
@@ -60,7 +60,7 @@ class Qwen2_5_VL(Family):
     def tower(self) -> Tower:
         """What a FlexSelect-Lite selector reads."""
         vision = self.model.config.vision_config
-        return Tower("qwen2_5_vl", vision.hidden_size, spatial_merge_size=vision.spatial_merge_size)
+        return Tower("qwen2_5_vl", vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
 
     @giving_way
     @gradients_for_selector

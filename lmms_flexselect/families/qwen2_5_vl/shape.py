@@ -8,9 +8,9 @@ from typing import Any
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, SelectorShape, TowerShape, parameters_of
-from lmms_flexselect.families.family import Tower
+from lmms_flexselect.families.qwen2_5_vl.lite import SelectorNetwork
 from lmms_flexselect.lite.checkpoint import module_config
-from lmms_flexselect.lite.models import Qwen2_5_VLSelector
+from lmms_flexselect.lite.networks import Tower
 
 
 def shape(
@@ -35,8 +35,8 @@ def shape(
     tokens, wide = patches // merge**2, width * merge**2
     own = None
     if selector is not None:
-        of_selector = module_config(selector, Tower("qwen2_5_vl", width, spatial_merge_size=merge))
-        own = SelectorShape.of(Qwen2_5_VLSelector, of_selector)
+        of_selector = module_config(selector, Tower("qwen2_5_vl", width, {"spatial_merge_size": merge}))
+        own = SelectorShape.of(SelectorNetwork, of_selector)
     return ModelShape(
         parameters_of(Qwen2_5_VLForConditionalGeneration, config),
         DecoderShape.of(config.get_text_config()),
