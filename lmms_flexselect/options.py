@@ -120,8 +120,7 @@ class FlexSelectOptions:
         for name, least in leasts.items():
             if name != "reference_layer" or self.reference_layer is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), least))
-        if not isinstance(self.strict, bool):
-            raise OptionError(f"strict={self.strict}: must be true or false")
+        self.strict = truth("strict", self.strict)
         for name in ("store_gpu_gib", "store_cpu_gib"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
@@ -203,6 +202,14 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise `OptionError` unless `value` is among the allowed words."""
     if value not in (allowed := tuple(allowed)):
         raise OptionError(f"{name}={value}: must be one of {', '.join(allowed)}")
+
+
+def truth(name: str, value: Any) -> bool:
+    """`value` as a bool: one already, or yes, on, 1 and their like as the command line has them."""
+    for words, meant in ((("true", "yes", "on", "1"), True), (("false", "no", "off", "0"), False)):
+        if str(value).lower() in words:
+            return meant
+    raise OptionError(f"{name}={value}: must be true or false")
 
 
 def whole_number(name: str, value: Any, at_least: int) -> int:

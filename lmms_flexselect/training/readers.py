@@ -23,7 +23,7 @@ from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, load_l
 from lmms_flexselect.families.llava_video_frames import read_llava_video
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.lite.checkpoint import load_selector_tokenizer
-from lmms_flexselect.loading import checkpoint_config, load_whole
+from lmms_flexselect.loading import checkpoint_config, load_whole, raw_config
 from lmms_flexselect.presets import preset
 from lmms_flexselect.video import FrameSampling, read_video, resize_frames
 from lmms_flexselect.video_file import open_video
@@ -104,7 +104,8 @@ class Qwen2_5_VLReader:
         model = load_whole(Qwen2_5_VLForConditionalGeneration, pretrained, dtype, **kwargs).eval()
         processor = AutoProcessor.from_pretrained(pretrained)
         text = config.get_text_config()
-        fill = preset("qwen2_5_vl", pretrained, getattr(config, "flexselect", None), text.num_hidden_layers)
+        own = getattr(config, "flexselect", None)
+        fill = preset("qwen2_5_vl", pretrained, own, text.num_hidden_layers, raw_config(pretrained))
         pixels: dict[str, Any] = {name: fill[name] for name in ("min_pixels", "max_pixels") if name in fill}
         return cls(Qwen2_5_VL(model), processor, FrameSampling(2 * frames, fill.get("fps")), pixels)
 
