@@ -120,7 +120,8 @@ class FlexSelectOptions:
         for name, least in leasts.items():
             if name != "reference_layer" or self.reference_layer is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), least))
-        self.strict = truth("strict", self.strict)
+        if not isinstance(self.strict, bool):
+            raise OptionError(f"strict={self.strict}: must be true or false")
         for name in ("store_gpu_gib", "store_cpu_gib"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
@@ -162,6 +163,8 @@ class FlexSelectOptions:
             words = ("none", "sampled") if name == "seconds_per_unit" else ("none",)
             if isinstance(merged.get(name), str) and merged[name].lower() in words:
                 merged[name] = None
+        if "strict" in merged:
+            merged["strict"] = truth("strict", merged["strict"])
         return cls(**merged)
 
     def check_model(self, num_layers: int) -> None:

@@ -34,7 +34,6 @@ def typed(given: Mapping[str, Any], signature: Mapping[str, inspect.Parameter]) 
 
 def check_common(arguments: Mapping[str, Any]) -> None:
     """Raise `OptionError` for a value that no class of upstream's could work with."""
-    whole_number("batch_size", arguments["batch_size"], at_least=1)
     if (kernel := arguments["attn_implementation"]) is not None:
         check_choice("attn_implementation", kernel, KERNELS)
     if arguments["device"] is not None:
@@ -42,6 +41,17 @@ def check_common(arguments: Mapping[str, Any]) -> None:
     place = arguments["device_map"]
     if isinstance(place, str) and place not in _DEVICE_MAPS:
         _check_device("device_map", place, f"{', '.join(_DEVICE_MAPS)}, or ")
+
+
+def check_machine(arguments: Mapping[str, Any]) -> None:
+    """Raise `OptionError` for a GPU that this machine does not have."""
+    for name in ("device", "device_map"):
+        place = arguments.get(name)
+        if not isinstance(place, str) or not place.startswith("cuda"):
+            continue
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (torch.device(place).index or 0) >= count:
+            raise OptionError(f"{name}={place}: torch sees {count} GPUs here")
 
 
 def check_defaults(
@@ -70,9 +80,9 @@ def _typed(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     if bool in kinds:
         return truth(name, value)
     if str in kinds:
-        return str(value)
+        return value if isinstance(value, Mapping) else str(value)  # a device map from Python
     if int in kinds and float not in kinds:
-        return _whole(name, value)
+        return whole_number(name, value, at_least=1)
     if float in kinds and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise OptionError(f"{name}={value}: must be a number{' or none' if NoneType in kinds else ''}")
     return value
@@ -83,12 +93,6 @@ def _kinds(parameter: inspect.Parameter) -> set[Any]:
     if parameter.annotation is inspect.Parameter.empty:
         return {type(parameter.default)}
     return set(get_args(parameter.annotation)) or {parameter.annotation}
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
-        raise OptionError(f"{name}={value}: must be a whole number")
-    return int(value)
 
 
 def _check_device(name: str, value: str, others: str = "") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 
-from lmms_flexselect.errors import VideoError
+from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._questions import check_text
 from lmms_flexselect.models._records import PreparedRow, text_of
@@ -179,7 +179,7 @@ class MediaProcessor:
         try:
             for element in extract_vision_info(conversation):
                 if "video" not in element:
-                    images.append(fetch_image(element))
+                    images.append(_image(element))
                     continue
                 video, key = self._read_video(element)
                 videos.append(video)
@@ -206,6 +206,14 @@ class MediaProcessor:
             return self._seen[key] if self._leave_out else self._frames.get(key), key
         frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None
+
+
+def _image(element: dict[str, Any]) -> Any:
+    """An image of a chat message, in the size that Qwen2.5-VL reads it in; raises `VideoError`."""
+    try:
+        return fetch_image(element)
+    except (AssertionError, OSError, ValueError) as error:
+        raise VideoError(f"an image cannot be read: {first_line(error)}") from None
 
 
 def _remove_media(conversation: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, load_selector, read_selector_config
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.models._answering import Answering, stop
-from lmms_flexselect.models._arguments import check_common, check_defaults, typed
+from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._records import DocumentLog
@@ -156,14 +156,14 @@ class FlexSelectPlugin(Answering):
         self.options.check_model(num_layers)
         merged = {**fill, **given, "pretrained": pretrained}
         upstream_args = {name: value for name, value in merged.items() if name in accepted}
-        if not torch.cuda.is_available():
-            upstream_args["device"] = upstream_args.get("device") or "cpu"
-        if _on_cpu(upstream_args):
-            upstream_args["device_map"] = self._device_map_on_cpu
         complete = {**{n: signature[n].default for n in accepted}, **upstream_args}
         check_common(complete)
         check_defaults(complete, signature, self._without_effect)
         self._check_upstream(complete)
+        if not torch.cuda.is_available():
+            upstream_args["device"] = upstream_args.get("device") or "cpu"
+        if _on_cpu(upstream_args):
+            upstream_args["device_map"] = self._device_map_on_cpu
         return upstream_args
 
     def _checkpoint(self, upstream_args: dict[str, Any]) -> dict[str, Any]:
@@ -189,6 +189,7 @@ class FlexSelectPlugin(Answering):
 
     def _load(self, upstream_args: dict[str, Any]) -> None:
         """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
+        check_machine(upstream_args)
         replacements = self._loaders()
         accelerator = None
         if _on_cpu(upstream_args):
