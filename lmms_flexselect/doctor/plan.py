@@ -155,7 +155,7 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
     except Exception as error:
         text = first_line(error)
         for checkpoint in found.values():  # the class was given the folder that it was found in
-            text = text.replace(str(checkpoint.place), checkpoint.name)
+            text = text.replace(checkpoint.place, checkpoint.name) if checkpoint.place else text
         return Planned(**basis, complaint=text, checkpoint=found.get("pretrained"), selector=found.get("selector_path"))
 
 

@@ -78,8 +78,8 @@ def ask_behind_cache() -> None:
 
     @functools.wraps(original)
     def execute(cache: ResponseCache, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
-        if upstream_name(lm) is not None:
-            _key_by_content(cache, lm.cache_identity)
+        if upstream_name(lm) is not None and (identity := getattr(lm, "cache_identity", None)):
+            _key_by_content(cache, identity)
         answers = original(cache, lm, reqtype, requests)
         if upstream_name(lm) is not None:
             lm.behind_cache(reqtype, requests)
