@@ -55,7 +55,7 @@ def test_answers_of_what_a_name_meant_before_are_not_taken(tmp_path, random_chec
         "measured": f"pretrained={random_checkpoint},{FRAMES},reference_layer=auto:{measured}",
         "selector": f"pretrained=needle,selector=lite,selector_path={selector},token_budget=96",
         "model": f"pretrained={model},{FRAMES},reference_layer=3",
-        "same": f"pretrained={random_checkpoint}/,{FRAMES},reference_layer=3",
+        "same": f"pretrained={random_checkpoint}/,{FRAMES},reference_layer=4",  # not 3: `model` is a copy of this one
     }
     differing = {"first": f",dump_selection={tmp_path / 'a'},strict=yes", "second": ",prefetch_videos=0,strict=false"}
     for command in ("first", "second"):
@@ -108,14 +108,17 @@ def test_lmms_evals_cache_makes_its_keys_as_this_package_knows(tmp_path):
     assert cache.model_fingerprint == "model|arguments"
 
 
-def test_another_version_of_this_package_asks_again(tmp_path, random_checkpoint, stock_videos, monkeypatch):
+def test_only_what_changes_answers_asks_again(tmp_path, random_checkpoint, stock_videos, monkeypatch):
     own = {"max_num_frames": 16, "min_pixels": 3136, "max_pixels": 9408, "token_budget": 24, "dtype": "float32"}
 
-    def asked():
-        arguments = {"pretrained": random_checkpoint, **own}
+    def asked(**changed):
+        arguments = {"pretrained": random_checkpoint, **own, **changed}
         run = evaluate("qwen2_5_vl_flexselect", ["lvbench"], use_cache=str(tmp_path), **arguments)
         return run.get("throughput", {}).get("avg_samples", 0)
 
     assert (asked(), asked()) == (4, 0)
+    copy = shutil.copytree(random_checkpoint, tmp_path / "copy")
+    assert asked(pretrained=f"{copy}/", dump_selection=tmp_path / "dump", strict="no", prefetch_videos=0) == 0
+    assert asked(token_budget=23) == 4
     monkeypatch.setattr("lmms_flexselect.models._plugin.__version__", "another")
     assert asked() == 4

@@ -57,7 +57,11 @@ class AddedPrompts:
             if isinstance(last["content"], str):
                 last["content"] = last["content"].strip() + self.reasoning
             else:
-                text = next(part for part in reversed(last["content"]) if "text" in part)
+                texts = [part for part in last["content"] if "text" in part]
+                if not texts:
+                    texts = [{"type": "text", "text": ""}]
+                    last["content"].append(texts[0])
+                text = texts[-1]
                 text["text"] = text["text"].strip() + self.reasoning
 
 
