@@ -82,7 +82,7 @@ def load_whole(
         model, info = model_class.from_pretrained(
             **source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    except (OSError, SafetensorError, JSONDecodeError) as error:
+    except (ImportError, OSError, SafetensorError, JSONDecodeError) as error:  # ImportError: of an attention kernel
         raise OptionError(f"pretrained={pretrained}: {first_line(error)}") from None
     wrong_shape = [key[0] for key in info["mismatched_keys"]]
     unknown = info["unexpected_keys"] if all_known else ()

@@ -163,6 +163,8 @@ class FlexSelectOptions:
             words = ("none", "sampled") if name == "seconds_per_unit" else ("none",)
             if isinstance(merged.get(name), str) and merged[name].lower() in words:
                 merged[name] = None
+        if "strict" in merged:
+            merged["strict"] = truth("strict", merged["strict"])
         return cls(**merged)
 
     def check_model(self, num_layers: int) -> None:
@@ -203,6 +205,14 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise `OptionError` unless `value` is among the allowed words."""
     if value not in (allowed := tuple(allowed)):
         raise OptionError(f"{name}={value}: must be one of {', '.join(allowed)}")
+
+
+def truth(name: str, value: Any) -> bool:
+    """`value` as a bool: one already, or yes, on, 1 and their like as the command line has them."""
+    for words, meant in ((("true", "yes", "on", "1"), True), (("false", "no", "off", "0"), False)):
+        if str(value).lower() in words:
+            return meant
+    raise OptionError(f"{name}={value}: must be true or false")
 
 
 def whole_number(name: str, value: Any, at_least: int) -> int:

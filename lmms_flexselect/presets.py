@@ -1,14 +1,15 @@
 """What a checkpoint tells about how to run FlexSelect on it.
 
-Three sources, later ones win: the published setting for checkpoints the paper used (by name), the checkpoint's own
-``"flexselect"`` entry in its ``config.json``, and what the user gives.
+Three sources, later ones win: the published setting for the models that the paper used (`identify` says which one a
+checkpoint is of), the checkpoint's own ``"flexselect"`` entry in its ``config.json``, and what the user gives.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from lmms_flexselect.checkpoints import identify
 
 # Paper, implementation details: at most 1024 frames at 2 fps and a 7,040-token budget. At 308 x 560 pixels a 16:9
 # frame pair costs 209 tokens. The lower bound is qwen-vl-utils' own for video (upstream's exceeds the upper one).
@@ -26,13 +27,10 @@ _LLAVA_VIDEO: dict[str, Any] = {"max_frames_num": 512, "mm_spatial_pool_mode": "
 # 512 frames of 256 tokens and two marks, of which 32 frames' worth are kept.
 _INTERNVL: dict[str, Any] = {"num_frames": 512}
 
-_BY_NAME: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2_5_vl": (r"qwen2\.5-vl-(3b|7b|32b|72b)", _QWEN2_5_VL),
-    "llava_vid": (r"llava-video-(7b|72b)", _LLAVA_VIDEO),
-    "internvl_hf": (r"internvl2_5-8b$", _INTERNVL),
-}
+# Of all sizes of a family's published models.
+_PUBLISHED = {"qwen2_5_vl": _QWEN2_5_VL, "llava_vid": _LLAVA_VIDEO, "internvl_hf": _INTERNVL}
 
-# Whatever the checkpoint's name: the paper's budget, and the one chat template that fits (upstream's is Vicuna's).
+# Whatever the checkpoint is: the paper's budget, and the one chat template that fits (upstream's is Vicuna's).
 _BY_FAMILY: dict[str, dict[str, Any]] = {
     "llava_vid": {"token_budget": 32 * 210, "conv_template": "qwen_1_5"},
     "internvl_hf": {"token_budget": 32 * 258},
@@ -43,6 +41,9 @@ FRAMES_OPTION = {"llava_vid": "max_frames_num", "qwen2_5_vl": "max_num_frames", 
 
 NO_ANSWER = ("dump_selection", "strict", "prefetch_videos", "store_gpu_gib", "store_cpu_gib")
 """Options that change no answer: where files go, what is done about bad videos, and what saves time for memory."""
+
+PLACEMENT = ("batch_size", "device", "device_map")
+"""Upstream's arguments that say where and how a model runs; answers are the same with others, but for rounding."""
 
 # Reference layers the paper measured, by the decoder's depth: 7B/8B and 72B.
 _MEASURED_LAYER: dict[tuple[str, int], int] = {
@@ -67,7 +68,13 @@ def reference_layer(family: str, num_layers: int) -> tuple[int, bool]:
     return min(round(num_layers * depth), num_layers - 1), False
 
 
-def preset(family: str, pretrained: str, own: Mapping[str, Any] | None, num_layers: int) -> dict[str, Any]:
+def preset(
+    family: str,
+    pretrained: str,
+    own: Mapping[str, Any] | None,
+    num_layers: int,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Model arguments that fit a checkpoint, ours and upstream's.
 
     Parameters
@@ -80,12 +87,30 @@ def preset(family: str, pretrained: str, own: Mapping[str, Any] | None, num_laye
         The ``"flexselect"`` entry of the checkpoint's configuration, if it has one.
     num_layers
         Depth of its decoder.
+    config
+        Contents of its ``config.json``, where they are at hand.
     """
     filled: dict[str, Any] = {
         "reference_layer": reference_layer(family, num_layers)[0],
         **_BY_FAMILY.get(family, {}),
     }
-    pattern, values = _BY_NAME[family]
-    if re.search(pattern, pretrained, re.IGNORECASE):
-        filled |= values
+    if identify(family, pretrained, config).model is not None:
+        filled |= _PUBLISHED[family]
     return filled | dict(own or {})
+
+
+def preset_message(
+    family: str, pretrained: str, own: Mapping[str, Any] | None, config: Mapping[str, Any] | None
+) -> tuple[str, str]:
+    """Which preset a checkpoint gets and why, for the log, and the log's level: ``INFO``, ``WARNING`` if in doubt."""
+    identity = identify(family, pretrained, config)
+    entry = ", and what its config.json says under flexselect" if own else ""
+    if identity.model is None:
+        level = "INFO" if own else "WARNING"
+        rest = entry.removeprefix(", and ") or "lmms-eval's own frames and pixels"
+        return f"pretrained={pretrained}: no preset fits: {identity.reason}. Without other arguments: {rest}", level
+    settings = ", ".join(f"{name}={value}" for name, value in _PUBLISHED[family].items())
+    said = f"pretrained={pretrained}: preset of {identity.model} ({settings}{entry}): {identity.reason}"
+    if identity.doubt:
+        return f"{said}. But its shape is another: {identity.doubt}", "WARNING"
+    return said, "INFO"

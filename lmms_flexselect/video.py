@@ -119,6 +119,9 @@ def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch:
     `element` may hold ``min_pixels`` and ``max_pixels``.
     """
     size = _target_size(element, count, frames.shape[-2:], patch * 2)
+    if min(size) < 1:
+        height, width = frames.shape[-2:]
+        raise ValueError(f"frames of {width} x {height} pixels are too narrow to be shrunk to max_pixels")
     return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 

@@ -27,7 +27,7 @@ class Checkpoint:
         ``folder``, ``cached``, ``partial`` (a download that was not finished), ``published`` (not here, its shape is
         known), or ``absent``.
     place
-        Folder called like it that has its ``config.json``; None if it is absent.
+        Folder that has its ``config.json``; None if it is absent.
     missing
         Weight files that are not there though the others are.
     """
@@ -51,18 +51,13 @@ def find_checkpoint(name: str, stand_ins: Path) -> Checkpoint:
     name
         Hub name or folder.
     stand_ins
-        Folder for what stands in for checkpoints while options are resolved.
+        Folder for what stands in for published checkpoints that are not here, while options are resolved.
     """
     if os.path.isdir(name):
         return Checkpoint(name, "folder", name, _missing(lambda file: _beside(Path(name), file)))
     if (config := _cached(name, "config.json")) is not None:
         missing = _missing(lambda file: _cached(name, file))
-        # Presets go by the name, which a snapshot's folder does not have.
-        place = stand_ins / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            place.symlink_to(Path(config).parent)
-        return Checkpoint(name, "partial" if missing else "cached", str(place), missing)
+        return Checkpoint(name, "partial" if missing else "cached", str(Path(config).parent), missing)
     if name in published():
         return Checkpoint(name, "published", str(write_stand_in(name, stand_ins)))
     return Checkpoint(name, "absent", None)

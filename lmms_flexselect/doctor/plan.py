@@ -159,7 +159,9 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
             **_needs(instance, upstream, found.get("selector_path")),
         )
     except Exception as error:
-        text = first_line(error).replace(f"{stand_ins}/", "")
+        text = first_line(error)
+        for checkpoint in found.values():  # the class was given the folder that it was found in
+            text = text.replace(checkpoint.place, checkpoint.name) if checkpoint.place else text
         return Planned(**basis, complaint=text, checkpoint=found.get("pretrained"), selector=found.get("selector_path"))
 
 

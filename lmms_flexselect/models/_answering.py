@@ -41,6 +41,7 @@ class Answering(lmms):
 
     options: FlexSelectOptions
     resolved: dict[str, Any]
+    cache_identity: str
     task_dict: DocumentLog
     family: Any
     _selecting: SelectingModel | None

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 
-from lmms_flexselect.errors import VideoError
+from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.models._frames import Frames
+from lmms_flexselect.models._questions import check_text
 from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.models._seen_videos import SeenVideo, inputs_without_pixels, seen_in
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
@@ -24,6 +26,43 @@ from lmms_flexselect.video_key import VideoKey, video_key
 
 _OF_MEDIA = ("images", "videos", "video_metadata")
 _READ_BY = ("min_pixels", "max_pixels", "video_start", "video_end")
+
+
+PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>")
+"""What a Qwen processor puts visual tokens in place of."""
+
+
+@dataclass(frozen=True)
+class AddedPrompts:
+    """What is said beside a task's own messages.
+
+    Attributes
+    ----------
+    system
+        In place of a system message; None for the task's own, or the chat template's.
+    reasoning
+        Behind the question; None for nothing.
+    """
+
+    system: str | None = None
+    reasoning: str | None = None
+
+    def add(self, conversation: list[dict[str, Any]]) -> None:
+        """Write both into the messages."""
+        if self.system is not None:
+            before = [message for message in conversation if message["role"] == "system"]
+            conversation[: len(before)] = [{"role": "system", "content": [{"type": "text", "text": self.system}]}]
+        if self.reasoning is not None:
+            last = conversation[-1]
+            if isinstance(last["content"], str):
+                last["content"] = last["content"].strip() + self.reasoning
+            else:
+                texts = [part for part in last["content"] if "text" in part]
+                if not texts:
+                    texts = [{"type": "text", "text": ""}]
+                    last["content"].append(texts[0])
+                text = texts[-1]
+                text["text"] = text["text"].strip() + self.reasoning
 
 
 def element_key(element: dict[str, Any], sampling: FrameSampling) -> VideoKey | None:
@@ -55,6 +94,8 @@ class MediaProcessor:
     has_video
         Whether the family keeps a video's visual tokens. Where it does so for all videos of a batch that were seen
         before, their pixels are left out.
+    added
+        What is said beside a task's own messages.
     """
 
     def __init__(
@@ -65,6 +106,7 @@ class MediaProcessor:
         pass_metadata: bool = True,
         frames: Frames[SampledVideo] | None = None,
         has_video: Callable[[VideoKey], bool] = lambda key: False,
+        added: AddedPrompts = AddedPrompts(),
     ) -> None:
         self._processor = processor
         self._sampling = sampling
@@ -72,6 +114,7 @@ class MediaProcessor:
         self._pass_metadata = pass_metadata
         self._frames = frames or Frames(read_key, 0)
         self._has_video = has_video
+        self._added = added
         self._seen: dict[VideoKey, SeenVideo] = {}
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
@@ -92,6 +135,10 @@ class MediaProcessor:
     def apply_chat_template(self, conversations: list[Any], **kwargs: Any) -> Any:
         """Read the media of one conversation or a batch of them, render, and empty the messages of their media."""
         batch = [conversations] if isinstance(conversations[0], dict) else conversations
+        for conversation in batch:
+            for message in conversation:
+                check_text(text_of(message), PLACEHOLDERS, f"the message {text_of(message)!r}")
+            self._added.add(conversation)
         elements = [element for conversation in batch for element in extract_vision_info(conversation)]
         self._leave_out = all(self._knows_element(element) for element in elements)
         for conversation in batch:
@@ -136,7 +183,7 @@ class MediaProcessor:
         try:
             for element in extract_vision_info(conversation):
                 if "video" not in element:
-                    images.append(fetch_image(element))
+                    images.append(_image(element))
                     continue
                 video, key = self._read_video(element)
                 videos.append(video)
@@ -163,6 +210,14 @@ class MediaProcessor:
             return self._seen[key] if self._leave_out else self._frames.get(key), key
         frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None
+
+
+def _image(element: dict[str, Any]) -> Any:
+    """An image of a chat message, in the size that Qwen2.5-VL reads it in; raises `VideoError`."""
+    try:
+        return fetch_image(element)
+    except (AssertionError, OSError, ValueError) as error:
+        raise VideoError(f"an image cannot be read: {first_line(error)}") from None
 
 
 def _remove_media(conversation: list[dict[str, Any]]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import uuid
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -10,12 +13,16 @@ import torch
 from accelerate import Accelerator
 from loguru import logger
 
+from lmms_flexselect import __version__
 from lmms_flexselect.analysis.measured import measured_in, read_measured
+from lmms_flexselect.checkpoints import content_id, identify
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
+from lmms_flexselect.loading import raw_config
 from lmms_flexselect.models._answering import Answering, stop
+from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._loading import OneProcess
 from lmms_flexselect.models._records import DocumentLog
@@ -27,7 +34,7 @@ from lmms_flexselect.models._upstream import (
 )
 from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.options import FlexSelectOptions, check_names
-from lmms_flexselect.presets import preset
+from lmms_flexselect.presets import NO_ANSWER, PLACEMENT, preset, preset_message
 from lmms_flexselect.processes import Processes
 from lmms_flexselect.selectors import Selector
 from lmms_flexselect.selectors.registry import selector_class
@@ -40,8 +47,11 @@ class FlexSelectPlugin(Answering):
     upstream_name: ClassVar[str]
     _upstream_module: ClassVar[ModuleType]
     _device_map_on_cpu: ClassVar[str] = "cpu"
+    _revision: str | None = None
     _family_name: ClassVar[str]
     """Of presets, options and needle checkpoint: upstream's name of the class that reads the family."""
+    _without_effect: ClassVar[tuple[str, ...]] = ()
+    """Upstream's arguments that change nothing, there or here: refused but for upstream's own values."""
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -71,6 +81,8 @@ class FlexSelectPlugin(Answering):
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
         self.resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
         logger.info(f"FlexSelect options: {self.resolved}")
+        self.resolved["checkpoint"] = self._checkpoint(upstream_args)
+        self.cache_identity = self._cache_identity()
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -120,33 +132,65 @@ class FlexSelectPlugin(Answering):
             given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
         known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
         check_names(given, known)
+        given = typed(given, signature)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)
+        pretrained = os.path.expanduser(pretrained)  # no shell does it within --model_args
         if selector is not None:
-            given["selector_path"] = checkpoint(selector, self._family_name, selector=True)
-        config = self._config(str(pretrained))
+            folder = checkpoint(str(selector), self._family_name, selector=True)
+            given["selector_path"] = os.path.expanduser(folder)
+        config = self._config(pretrained)
         num_layers = config.get_text_config().num_hidden_layers
         if measured is not None:
             measured.check(self._family_name, num_layers)
         own = getattr(config, "flexselect", None)
-        fill = self._trained_with(config) | preset(self._family_name, str(pretrained), own, num_layers)
+        raw = raw_config(pretrained, self._revision)
+        fill = self._trained_with(config) | preset(self._family_name, pretrained, own, num_layers, raw)
         if given.get("selector") == "lite":
             fill |= self._read_with(read_selector_config(str(given["selector_path"])))
         check_names(fill, known)
+        fill = typed(fill, signature)
+        said, level = preset_message(self._family_name, pretrained, own, raw)
+        logger.log(level, said)
         self.options = FlexSelectOptions.resolve(given, fill)
         self.options.check_model(num_layers)
         merged = {**fill, **given, "pretrained": pretrained}
         upstream_args = {name: value for name, value in merged.items() if name in accepted}
+        complete = {**{n: signature[n].default for n in accepted}, **upstream_args}
+        check_common(complete)
+        check_defaults(complete, signature, self._without_effect)
+        self._check_upstream(complete)
         if not torch.cuda.is_available():
             upstream_args["device"] = upstream_args.get("device") or "cpu"
         if _on_cpu(upstream_args):
             upstream_args["device_map"] = self._device_map_on_cpu
-        self._check_upstream({**{n: signature[n].default for n in accepted}, **upstream_args})
         return upstream_args
+
+    def _checkpoint(self, upstream_args: dict[str, Any]) -> dict[str, Any]:
+        """What the model that was loaded is, and its selector: names for people, and hashes of what they hold."""
+        pretrained, revision = upstream_args["pretrained"], upstream_args.get("revision")
+        identity = identify(self._family_name, pretrained, raw_config(pretrained, self._revision))
+        told = {"name": identity.name, "preset": identity.model, "content": content_id(pretrained, revision)}
+        if self.options.selector_path is None:
+            return told
+        return {**told, "selector_content": content_id(self.options.selector_path)}
+
+    def _cache_identity(self) -> str:
+        """All that answers depend on but the request itself, for lmms-eval's response cache.
+
+        Its own keys have the model arguments by their text: a file or folder by its name, whatever is in it now.
+        """
+        checkpoint = self.resolved["checkpoint"]
+        contents = [checkpoint[name] or uuid.uuid4().hex for name in checkpoint if name.endswith("content")]
+        by_content = {"pretrained", "selector_path", "upstream", "checkpoint", *NO_ANSWER, *PLACEMENT}
+        merged = {**self.resolved["upstream"], **self.resolved}
+        options = {name: value for name, value in merged.items() if name not in by_content}
+        return json.dumps([type(self).__qualname__, __version__, contents, options], sort_keys=True)
 
     def _load(self, upstream_args: dict[str, Any]) -> None:
         """Let upstream load the model, with our dtype, a strict check of its weights, and CPU processes allowed."""
+        check_machine(upstream_args)
         replacements = self._loaders()
         accelerator = None
         if _on_cpu(upstream_args):

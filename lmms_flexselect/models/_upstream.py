@@ -2,13 +2,15 @@
 
 Tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`); the wrappers look up what they
 load with in their own module (`replaced`); requests carry what is looked at as a function (`with_visuals`); the
-response cache asks a model for nothing where it has all answers (`ask_behind_cache`).
+response cache knows a model by its arguments' text, and asks for nothing where it has all answers
+(`ask_behind_cache`).
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -63,10 +65,12 @@ def use_upstream_prompts() -> None:
 
 
 def ask_behind_cache() -> None:
-    """Let a model of ours know when the response cache is done, by its ``behind_cache(kind, requests)``.
+    """Have the response cache know a model of ours by its `cache_identity`, and tell it when it is done.
 
-    A process whose requests all come out of the cache is not called at all, while others wait for it. The method that
-    asks is wrapped, once, and does what it did for every model that is not ours.
+    Upstream's own keys have the model arguments as text, so files and folders by their names alone. At the end the
+    model's ``behind_cache(kind, requests)`` is called: a process whose requests all come out of the cache is not called
+    at all, while others wait for it. The method that asks is wrapped, once, and does what it did for every model that
+    is not ours.
     """
     original = ResponseCache.execute
     if hasattr(original, "__wrapped__"):
@@ -74,12 +78,24 @@ def ask_behind_cache() -> None:
 
     @functools.wraps(original)
     def execute(cache: ResponseCache, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
+        if upstream_name(lm) is not None and (identity := getattr(lm, "cache_identity", None)):
+            _key_by_content(cache, identity)
         answers = original(cache, lm, reqtype, requests)
         if upstream_name(lm) is not None:
             lm.behind_cache(reqtype, requests)
         return answers
 
     ResponseCache.execute = execute
+
+
+def _key_by_content(cache: ResponseCache, identity: str) -> None:
+    """Let the keys of a cache hold what a model of ours is, in place of its arguments' text."""
+    if cache.model_fingerprint != identity:
+        # `execute` reads this one; to set another one in a later lmms-eval would change nothing, in silence.
+        if not isinstance(cache._model_fingerprint_hash, str):
+            raise TypeError("lmms-eval's response cache makes its keys in another way than this package knows")
+        cache.model_fingerprint = identity
+        cache._model_fingerprint_hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def our_tasks() -> dict[str, ConfigurableTask]:

@@ -12,17 +12,19 @@ from lmms_eval.models.chat.internvl_hf import InternVLHf
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
-from lmms_flexselect.families.internvl.config import read_config
+from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
-from lmms_flexselect.families.internvl.prompt import END, START
+from lmms_flexselect.families.internvl.prompt import END, START, VIDEO_MARK
 from lmms_flexselect.families.internvl.reader import InternVLReader
 from lmms_flexselect.families.internvl.tokenizer import stop_token_ids
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
+from lmms_flexselect.models._arguments import check_fps
 from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models._questions import check_requests
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
 
@@ -92,14 +94,20 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self.options.frame_labels,
         )
 
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        check_requests(requests, (VIDEO_MARK, IMAGE_TOKEN))
+        return super()._prepared(requests)
+
     # Construction -------------------------------------------------------------------------------------------------
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        wordless = {name: None for name in ("fps", "num_frames") if str(given.get(name, "")).lower() == "none"}
+        # Upstream takes None, other than its signature says.
+        wordless = {"num_frames": None} if str(given.get("num_frames", "")).lower() == "none" else {}
+        self._revision = str(given["revision"]) if "revision" in given else None
         return super()._resolve({**given, **wordless})
 
     def _config(self, pretrained: str) -> Any:
-        return read_config(pretrained)
+        return read_config(pretrained, self._revision)
 
     def _trained_with(self, config: Any) -> dict[str, Any]:
         return {"system_message": "none" if config.original_template is None else "internvl2_5"}
@@ -115,9 +123,11 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self.options.check_frames(whole_number("num_frames", frames, at_least=1))
         elif fps is None:
             raise OptionError("num_frames=none: give fps, the frames a second to read instead")
-        elif isinstance(fps, (bool, str)) or not fps > 0:
-            raise OptionError(f"fps={fps}: must be greater than 0")
-        if whole_number("batch_size", int(upstream_args["batch_size"]), at_least=1) != 1:
+        check_fps(fps, "")
+        fewest = whole_number("min_patches", upstream_args["min_patches"], at_least=1)
+        if fewest > whole_number("max_patches", upstream_args["max_patches"], at_least=1):
+            raise OptionError(f"min_patches={fewest} exceeds max_patches={upstream_args['max_patches']}; give both")
+        if upstream_args["batch_size"] != 1:
             raise OptionError(f"batch_size={upstream_args['batch_size']}: upstream's internvl_hf reads 1 at a time")
 
     def _loaders(self) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from lmms_flexselect.models._llava_frames import (
     read_key,
     visuals_key,
 )
-from lmms_flexselect.models._llava_package import conv_templates, upstream_llava_vid
+from lmms_flexselect.models._llava_package import DEFAULT_IMAGE_TOKEN, conv_templates, upstream_llava_vid
 from lmms_flexselect.models._llava_selecting_model import Likelihood, LlavaSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models._questions import check_requests
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
@@ -47,6 +48,15 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     max_frames_num: int
     fps: int
     force_sample: bool
+    _without_effect = (
+        "truncation",
+        "truncate_context",
+        "mm_resampler_type",
+        "mm_spatial_pool_out_channels",
+        "delay_load",
+        "add_faster_video",
+        "faster_token_stride",
+    )
     _device_map_on_cpu = "auto"  # upstream's constructor takes every other value for a GPU's
 
     def _family(self, model: Any) -> LlavaVideo:
@@ -81,6 +91,8 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         frames = whole_number("max_frames_num", upstream_args["max_frames_num"], at_least=1)
         whole_number("video_fps", upstream_args["video_fps"], at_least=1)
+        # The llava package pools behind the projector whichever is given, and so does this one.
+        check_choice("mm_resampler_location", upstream_args["mm_resampler_location"], ("before", "after"))
         check_pooling(upstream_args["mm_spatial_pool_mode"], upstream_args["mm_spatial_pool_stride"])
         check_choice("mm_newline_position", upstream_args["mm_newline_position"], ("grid",))
         check_choice("conv_template", upstream_args["conv_template"], conv_templates)
@@ -147,6 +159,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         return len(sample_frames(frames, fps, self.max_frames_num, self.fps, self.force_sample)[0])
 
     def _prepared(self, requests: list[Any]) -> list[Any]:
+        check_requests(requests, (DEFAULT_IMAGE_TOKEN,))
         return with_visuals(requests, _one_source)
 
     def _file_complaint(self, path: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +12,16 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as UpstreamChat
 from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
-from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.reader import Qwen2_5_VLReader
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models._arguments import check_fps
 from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import MediaProcessor, element_key, read_key
+from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts, MediaProcessor, element_key, read_key
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models._questions import check_requests, check_text
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
@@ -35,6 +39,9 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     max_pixels: int
     min_pixels: int
     processor: Any
+    system_prompt: str | None
+    reasoning_prompt: str | None
+    interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
 
@@ -51,6 +58,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
             self._pass_metadata(),
             self._frames,
             has_video=self._has_video,
+            added=self._added(),
         )
         return QwenSelectingModel(self.processor, *arguments)
 
@@ -89,25 +97,40 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         frames = whole_number("max_num_frames", upstream_args["max_num_frames"], at_least=_FRAMES_PER_UNIT)
-        fps = upstream_args["fps"]
-        if fps is not None and (isinstance(fps, (bool, str)) or not fps > 0):
-            shown = f"{fps:g}" if isinstance(fps, float) else fps
-            raise OptionError(f"fps={shown}: must be greater than 0, or none to spread max_num_frames over the video")
-        lowest, highest = upstream_args["min_pixels"], upstream_args["max_pixels"]
+        check_fps(upstream_args["fps"], ", or none to spread max_num_frames over the video")
+        lowest, highest = (whole_number(n, upstream_args[n], at_least=1) for n in ("min_pixels", "max_pixels"))
         if lowest > highest:
             raise OptionError(f"min_pixels={lowest} exceeds max_pixels={highest}; give both")
         self.options.check_frames(-(-frames // _FRAMES_PER_UNIT))
+        for name in ("system_prompt", "reasoning_prompt"):
+            check_text(upstream_args[name] or "", PLACEHOLDERS, name)
 
-    def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
-        if str(given.get("fps", "")).lower() == "none":
-            given = {**given, "fps": None}
-        return super()._resolve(given)
+    def _added(self) -> AddedPrompts:
+        """What is said beside a task's own messages, where upstream's loop does not do it."""
+        return AddedPrompts()
+
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        check_requests(requests, PLACEHOLDERS)
+        return super()._prepared(requests)
 
 
 class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
     """Chat class. Frames: at most `max_num_frames`, and at most `fps` a second where that is given."""
 
     is_simple = False
+
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        super()._check_upstream(upstream_args)
+        if upstream_args["interleave_visuals"]:
+            raise OptionError(
+                "interleave_visuals=True: only with --force_simple; a chat task says itself where its visuals are"
+            )
+
+    def _added(self) -> AddedPrompts:
+        # Upstream's chat loop leaves both out. Its default is what the chat template says without any.
+        default = inspect.signature(UpstreamChat.__init__).parameters["system_prompt"].default
+        system = None if self.system_prompt == default else self.system_prompt
+        return AddedPrompts(system, self.reasoning_prompt)
 
     def _sampling(self) -> FrameSampling:
         sampling = FrameSampling(self.max_num_frames, self.fps)
@@ -132,8 +155,14 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         # Upstream opens every video once more for a frame size that it does not use.
         return {"decord": _NoProbe}
 
+    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
+        super()._check_upstream(upstream_args)
+        if upstream_args["system_prompt"] is None:
+            raise OptionError("system_prompt=none: with --force_simple one is always said; give its words")
+
     def _prepared(self, requests: list[Any]) -> list[Any]:
-        return with_visuals(requests, _known_videos)
+        change = _interleaved if self.interleave_visuals else _known_videos
+        return with_visuals(super()._prepared(requests), change)
 
 
 def _known_videos(visuals: list[Any], question: str) -> list[Any]:
@@ -142,6 +171,14 @@ def _known_videos(visuals: list[Any], question: str) -> list[Any]:
         if isinstance(visual, str) and not visual.endswith(_UPSTREAM_SIMPLE_VIDEOS):
             raise VideoError(f"{visual}: with --force_simple only {', '.join(_UPSTREAM_SIMPLE_VIDEOS)} are read")
     return visuals
+
+
+def _interleaved(visuals: list[Any], question: str) -> list[Any]:
+    """Raise `FlexSelectError` for visuals that upstream would leave out in silence because no ``<image 1>`` is said."""
+    said = {min(int(number), len(visuals)) for number in re.findall(r"<image (\d+)>", question)}
+    if missing := sorted({*range(1, len(visuals) + 1)} - said):
+        raise FlexSelectError(f"interleave_visuals=True: no <image {missing[0]}> is in the question {question!r}")
+    return _known_videos(visuals, question)
 
 
 class _NoProbe:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
+from lmms_flexselect.checkpoints import MODELS, published_model
 from lmms_flexselect.presets import FRAMES_OPTION, preset
 from lmms_flexselect.scores.runs import Run
 
@@ -34,25 +34,14 @@ FRAMES = {*FRAMES_OPTION.values(), "fps"}
 _SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A model of table 1: its checkpoint's name, its family as `preset` has it, its layers, the paper's own options."""
-
-    checkpoint: str
-    family: str
-    layers: int
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-_QWEN = (("seconds_per_unit", 1.0),)
-_INTERNVL = (("frame_labels", "bare"),)
-_MODELS = {
-    "LLaVA-Video-7B": _Model("LLaVA-Video-7B-Qwen2", "llava_vid", 28),
-    "LLaVA-Video-72B": _Model("LLaVA-Video-72B-Qwen2", "llava_vid", 80),
-    "Qwen2.5-VL-7B": _Model("Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 28, _QWEN),
-    "Qwen2.5-VL-72B": _Model("Qwen2.5-VL-72B-Instruct", "qwen2_5_vl", 80, _QWEN),
-    "InternVL2.5-8B": _Model("InternVL2_5-8B", "internvl_hf", 32, _INTERNVL),
+# What the paper ran its models with beside their presets.
+_OWN_OPTIONS: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"seconds_per_unit": 1.0},
+    "llava_vid": {},
+    "internvl_hf": {"frame_labels": "bare"},
 }
+_TABLE_1 = ("LLaVA-Video-7B", "LLaVA-Video-72B", "Qwen2.5-VL-7B", "Qwen2.5-VL-72B", "InternVL2.5-8B")
+_MODELS = {name: MODELS[name] for name in _TABLE_1}
 
 
 def published(run: Run, task: str) -> float | None:
@@ -88,14 +77,14 @@ _ABLATIONS = {
 
 def model_of(run: Run) -> str | None:
     """The paper's name of a run's model; None if it is not the paper's."""
-    same = (name for name, model in _MODELS.items() if model.checkpoint.lower() == run.checkpoint.lower())
-    return next(same, None)
+    name = published_model(run.checkpoint)
+    return name if name in _MODELS else None
 
 
 def departures(run: Run, task: str) -> list[str]:
     """What a run of one of the paper's models does otherwise than the paper's, a phrase each."""
     model = _MODELS[model_of(run) or ""]
-    settings = {**preset(model.family, model.checkpoint, None, model.layers), **dict(model.options)}
+    settings = {**preset(model.family, model.checkpoint, None, model.num_layers), **_OWN_OPTIONS[model.family]}
     settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
     ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | FRAMES}[run.selector]
     found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}

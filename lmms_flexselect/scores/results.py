@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lmms_flexselect.checkpoints import checkpoint_name
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.scores.run_options import checkpoint_name, listed, mapping, model_args, run_options
+from lmms_flexselect.scores.run_options import listed, mapping, model_args, run_options
 from lmms_flexselect.scores.runs import Run, Score
 from lmms_flexselect.scores.samples import Samples, read_samples
 
@@ -75,7 +76,7 @@ def read_run(file: Path) -> Run:
     run = Run(
         file,
         str(config.get("model")),
-        checkpoint_name(str(given.get("pretrained", mapping(options.get("upstream")).get("pretrained", "")))),
+        _checkpoint(options, given),
         str(options.get("selector", "")),
         run_options(options, config, line),
         {task: _score(file, content, task) for task in content["results"] if task not in groups},
@@ -92,6 +93,13 @@ def read_run(file: Path) -> Run:
         if reasons := [failed.get("error") for failed in failures if failed.get("task") == score.task]:
             score.unreadable = f"{file}: {score.task}: {len(reasons)} videos could not be read, first {reasons[0]}"
     return run
+
+
+def _checkpoint(options: dict[str, Any], given: dict[str, Any]) -> str:
+    """Its name: as the run itself found it, else by where it lay."""
+    recorded = mapping(options.get("checkpoint")).get("name")
+    place = given.get("pretrained", mapping(options.get("upstream")).get("pretrained", ""))
+    return str(recorded or checkpoint_name(str(place)))
 
 
 def _score(file: Path, content: dict[str, Any], task: str) -> Score:

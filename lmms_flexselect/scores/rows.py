@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lmms_flexselect.checkpoints import same_checkpoint
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.scores.expectation import ExpectedRun, read_expectation
 from lmms_flexselect.scores.paper import LONG, departures, published
@@ -151,7 +152,7 @@ def _beside(row: Row, others: list[Run]) -> None:
 def _same_model(one: Run, other: Run) -> bool:
     """Checkpoint and upstream's model class are the same, whether or not something is selected."""
     names = {run.model.removesuffix("_flexselect") for run in (one, other)}
-    return len(names) == 1 and one.checkpoint.lower() == other.checkpoint.lower()
+    return len(names) == 1 and same_checkpoint(one.checkpoint, other.checkpoint)
 
 
 def _nearest(run: Run, found: list[tuple[Run, Score]]) -> tuple[Run, Score]:

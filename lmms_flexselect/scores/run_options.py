@@ -6,23 +6,13 @@ from typing import Any
 
 import yaml
 
-from lmms_flexselect.presets import NO_ANSWER
+from lmms_flexselect.checkpoints import checkpoint_name
+from lmms_flexselect.presets import NO_ANSWER, PLACEMENT
 
 # Where and how it ran, or what stands elsewhere: answers are the same with others.
-_NOT_OPTIONS = {"pretrained", "selector", "upstream", "batch_size", "device", "device_map", "torch_dtype"}
-_NOT_OPTIONS |= set(NO_ANSWER)
+_NOT_OPTIONS = {"pretrained", "selector", "upstream", "checkpoint", "torch_dtype", *PLACEMENT, *NO_ANSWER}
 # Of lmms-eval's own command line: what changes questions or answers. Named in an expectation only where it is set.
 _ASKED_WITH = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
-
-
-def checkpoint_name(pretrained: str) -> str:
-    """A checkpoint's name without the folders it lies in: the hub name's last part, or the folder's."""
-    parts = [part for part in pretrained.replace("\\", "/").split("/") if part]
-    if "snapshots" in parts[1:]:  # of the hub's cache: models--ORGANISATION--NAME/snapshots/COMMIT
-        return parts[parts.index("snapshots") - 1].rpartition("--")[2]
-    if len(parts) > 1 and parts[-1].startswith("checkpoint-"):  # a Trainer's, which has many
-        return "/".join(parts[-2:])
-    return parts[-1] if parts else ""
 
 
 def mapping(value: Any) -> dict[str, Any]:

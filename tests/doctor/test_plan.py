@@ -163,7 +163,7 @@ def test_a_folder(tmp_path):
 
 
 def test_the_hubs_cache(tmp_path, monkeypatch):
-    """A download that was broken off, then whole; its folder keeps the name that presets go by."""
+    """A download that was broken off, then whole; its preset is that of its name on the hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--OpenGVLab--InternVL2_5-8B"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -177,7 +177,7 @@ def test_the_hubs_cache(tmp_path, monkeypatch):
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     found = find_checkpoint("OpenGVLab/InternVL2_5-8B", tmp_path / "b")
     assert (found.state, found.missing) == ("partial", ("one.safetensors",))
-    assert str(found.place).endswith("OpenGVLab/InternVL2_5-8B")
+    assert found.place == str(snapshot)
     run = one("pretrained=OpenGVLab/InternVL2_5-8B", "internvl2_flexselect")
     assert "512 frames" in run.summary, run.complaint
     (snapshot / "one.safetensors").touch()

@@ -48,7 +48,7 @@ def no_weights(monkeypatch):
         ({"video_fps": 0.5}, "video_fps=0.5: must be a whole number of at least 1"),
         ({"conv_template": "vicuna_v1"}, "conv_template=vicuna_v1: must be one of qwen_1_5, qwen_2"),
         ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode=max: must be one of bilinear, average"),
-        ({"mm_spatial_pool_stride": -2}, "mm_spatial_pool_stride=-2.0: must be a whole number of at least 1"),
+        ({"mm_spatial_pool_stride": -2}, "mm_spatial_pool_stride=-2: must be a whole number of at least 1"),
         ({"mm_spatial_pool_stride": 1.5}, "mm_spatial_pool_stride=1.5: must be a whole number of at least 1"),
         ({"mm_newline_position": "one_token"}, "mm_newline_position=one_token: must be one of grid"),
         ({"video_decode_backend": "foo"}, "video_decode_backend=foo: must be one of decord, pyav, image"),

@@ -11,7 +11,7 @@ import pytest
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.scores import read_runs
-from lmms_flexselect.scores.run_options import checkpoint_name, option_differences
+from lmms_flexselect.scores.run_options import option_differences
 from lmms_flexselect.scores.runs import distinct_names, refuse_problems
 from tests.support.results_files import SCORED, answers, right, write_run
 
@@ -287,21 +287,6 @@ def test_line_separators_inside_a_question(tmp_path):
     file.write_text(file.read_text().replace("What is it", "What\u2028is\u0085it"))
     (run,) = read(tmp_path)
     assert run.scores["lvbench"].problem is None
-
-
-@pytest.mark.parametrize(
-    ("pretrained", "name"),
-    [
-        ("lmms-lab/LLaVA-Video-7B-Qwen2", "LLaVA-Video-7B-Qwen2"),
-        ("/models/LLaVA-Video-7B-Qwen2/", "LLaVA-Video-7B-Qwen2"),
-        ("needle", "needle"),
-        ("/hub/models--Qwen--Qwen2.5-VL-7B-Instruct/snapshots/0123abc", "Qwen2.5-VL-7B-Instruct"),
-        ("out/selector_a/checkpoint-1000", "selector_a/checkpoint-1000"),
-        ("", ""),
-    ],
-)
-def test_checkpoint_names(pretrained, name):
-    assert checkpoint_name(pretrained) == name
 
 
 def test_option_differences():

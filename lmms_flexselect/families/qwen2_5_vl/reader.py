@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
-from lmms_flexselect.loading import checkpoint_config, load_whole
+from lmms_flexselect.loading import checkpoint_config, load_whole, raw_config
 from lmms_flexselect.presets import preset
 from lmms_flexselect.video import FrameSampling, read_video, resize_frames
 
@@ -35,7 +35,8 @@ class Qwen2_5_VLReader:
         model = load_whole(Qwen2_5_VLForConditionalGeneration, pretrained, dtype, **kwargs).eval()
         processor = AutoProcessor.from_pretrained(pretrained)
         text = config.get_text_config()
-        fill = preset("qwen2_5_vl", pretrained, getattr(config, "flexselect", None), text.num_hidden_layers)
+        own = getattr(config, "flexselect", None)
+        fill = preset("qwen2_5_vl", pretrained, own, text.num_hidden_layers, raw_config(pretrained))
         pixels: dict[str, Any] = {name: fill[name] for name in ("min_pixels", "max_pixels") if name in fill}
         return cls(Qwen2_5_VL(model), processor, FrameSampling(2 * frames, fill.get("fps")), pixels)
 
