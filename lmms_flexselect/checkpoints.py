@@ -6,50 +6,18 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from lmms_flexselect.families.spec import family as family_named
+from lmms_flexselect.families.spec import published_models
+
 _HASHED_WHOLE = 64 * 2**20  # bytes; of a larger file, which is read for minutes, the beginning and the inode count
 _BEGINNING = 2**20
 _ANSWERING = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja"}  # endings of files that are loaded
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that settings were published for.
-
-    Attributes
-    ----------
-    family
-        Upstream's name of the class that reads it.
-    checkpoint
-        What its published checkpoint is called.
-    hidden_size, num_layers
-        Of its decoder.
-    entries
-        What its ``config.json`` says beside, which tells it from other models of this shape.
-    """
-
-    family: str
-    checkpoint: str
-    hidden_size: int
-    num_layers: int
-    entries: Mapping[str, Any] = field(default_factory=dict)
-
-
-_POOLED = {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}  # LLaVA-OneVision has the same decoders
-MODELS: dict[str, Model] = {
-    "LLaVA-Video-7B": Model("llava_vid", "LLaVA-Video-7B-Qwen2", 3584, 28, _POOLED),
-    "LLaVA-Video-72B": Model("llava_vid", "LLaVA-Video-72B-Qwen2", 8192, 80, _POOLED),
-    "Qwen2.5-VL-3B": Model("qwen2_5_vl", "Qwen2.5-VL-3B-Instruct", 2048, 36),
-    "Qwen2.5-VL-7B": Model("qwen2_5_vl", "Qwen2.5-VL-7B-Instruct", 3584, 28),
-    "Qwen2.5-VL-32B": Model("qwen2_5_vl", "Qwen2.5-VL-32B-Instruct", 5120, 64),
-    "Qwen2.5-VL-72B": Model("qwen2_5_vl", "Qwen2.5-VL-72B-Instruct", 8192, 80),
-    "InternVL2.5-8B": Model("internvl_hf", "InternVL2_5-8B", 4096, 32, {"template": "internvl2_5"}),
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +29,7 @@ class Identity:
     name
         What it is called, without the folders it lies in.
     model
-        The one of `MODELS` that it is, or was made of; None if it is of none.
+        Name of the published model that it is, or was made of (see `FamilySpec`); None if it is of none.
     reason
         How that shows, or why it is of none, in words.
     doubt
@@ -101,7 +69,7 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
     Parameters
     ----------
     family
-        Upstream's name of the class that reads it.
+        Its family's name.
     pretrained
         Hub name or folder, as given.
     config
@@ -115,7 +83,7 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
     if config and isinstance(base := config.get("_name_or_path"), str):
         names.setdefault(checkpoint_name(base), "_name_or_path in its config.json")
     shape = _shape(config) if config else None
-    models = {key: model for key, model in MODELS.items() if model.family == family}
+    models = {model.name: model for model in family_named(family).published}
     for name, source in names.items():
         for key, model in models.items():
             place = _place(key, name)
@@ -133,13 +101,13 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
 
 
 def published_model(name: str) -> str | None:
-    """The one of `MODELS` whose published checkpoint is called like this, however that is spelled; else None.
+    """The published model (see `FamilySpec`) whose checkpoint is called like this, however that is spelled; else None.
 
     A fine-tuned or quantised checkpoint, which has more in its name, answers otherwise, so it is none.
     """
     spelled = _letters(name)
-    found = (key for key, model in MODELS.items() if spelled in (_letters(key), _letters(model.checkpoint)))
-    return next(found, None)
+    models = (model for _, model in published_models().values())
+    return next((m.name for m in models if spelled in (_letters(m.name), _letters(m.checkpoint))), None)
 
 
 def same_checkpoint(one: str, other: str) -> bool:

@@ -5,47 +5,35 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.internvl.family import IMAGE_MARKS
-from lmms_flexselect.families.internvl.prompt import FRAME_LABELS, SYSTEM_MESSAGES
-from lmms_flexselect.families.mrope import ROPE_RULES
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.selection import REMAINDERS
+from lmms_flexselect.selectors.registry import selector_class
 
-SELECTORS = ("reference", "lite", "uniform", "random", "none")
-CHOICES = {
-    "selector": SELECTORS,
-    "reduction": REDUCTIONS,
-    "budget_remainder": REMAINDERS,
-    "rope": ROPE_RULES,
-    "frame_labels": FRAME_LABELS,
-    "image_marks": IMAGE_MARKS,
-    "system_message": tuple(SYSTEM_MESSAGES),
-    "dtype": ("bfloat16", "float16", "float32"),
-}
-# Options that say nothing to other families, and are refused there.
-_OF_ONE_FAMILY = {
-    "rope": "qwen2_5_vl",
-    "seconds_per_unit": "qwen2_5_vl",
-    "frame_labels": "internvl_hf",
-    "image_marks": "internvl_hf",
-    "system_message": "internvl_hf",
-}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
 class FlexSelectOptions:
     """What FlexSelect does, resolved: defaults, then the checkpoint's preset, then what the user gave.
 
+    A family with options of its own has a subclass (`FamilySpec.options`).
+
     Attributes
     ----------
+    CHOICES
+        The words that an option may be.
+    NO_VALUE
+        The words that stand for None, where None is allowed, since ``--model_args`` carries text.
     selector
         ``reference`` (FlexSelect), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
-        budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped).
+        budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped), or another
+        one (see `lmms_flexselect.selectors`).
     selector_path
         Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
     reference_layer
@@ -54,23 +42,12 @@ class FlexSelectOptions:
     token_budget
         Visual tokens kept of one prompt.
     max_frames_per_set
-        Frames (Qwen2.5-VL: temporal pairs) in one frame set.
+        Frames, or what the family makes one unit of, in one frame set.
     reduction
         ``max`` or ``mean`` over heads and text tokens.
     budget_remainder
         ``spread`` hands the tokens that do not divide by the number of sets to the first sets; ``drop`` is the
-        reference code's way.
-    rope
-        ``published``: positions as the model was trained with; ``library``: as the installed transformers has them.
-    seconds_per_unit
-        Seconds per temporal unit in the answer's prompt; None takes the real sampling, 1.0 is the paper's runs.
-    frame_labels
-        InternVL: ``numbered`` puts each frame on a line ``Frame7: <img>…</img>``, as the models were trained and
-        lmms-eval asks; ``bare`` puts nothing between frames, as the reference asks InternVL2.5.
-    image_marks
-        InternVL: whether ``<img>`` and ``</img>`` ``compete`` with visual tokens (the reference's way) or ``stay``.
-    system_message
-        InternVL: ``internvl2_5`` says what that model was trained to be told first; ``none`` says nothing.
+        way of the authors' implementation.
     seed
         Of ``selector=random``.
     dtype
@@ -85,9 +62,19 @@ class FlexSelectOptions:
     store_gpu_gib, store_cpu_gib
         How much of each process's GPUs' and host's memory, in GiB, may hold what the questions about one video have in
         common (its visual tokens, and what scoring makes of them); 0 and 0 computes everything anew for every
-        question. Answers are the same. At the paper's settings a video of a 7B model takes 5 GiB, of InternVL2.5-8B
-        8 GiB.
+        question. Answers are the same. At the paper's settings a video of a 7B or 8B model takes 5 to 8 GiB.
     """
+
+    CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {
+        "reduction": REDUCTIONS,
+        "budget_remainder": REMAINDERS,
+        "dtype": ("bfloat16", "float16", "float32"),
+    }
+    NO_VALUE: ClassVar[Mapping[str, Sequence[str]]] = {
+        "selector_path": ("none",),
+        "reference_layer": ("none",),
+        "dump_selection": ("none",),
+    }
 
     selector: str = "reference"
     selector_path: str | None = None
@@ -96,11 +83,6 @@ class FlexSelectOptions:
     max_frames_per_set: int = 64
     reduction: str = "max"
     budget_remainder: str = "spread"
-    rope: str = "published"
-    seconds_per_unit: float | None = None
-    frame_labels: str = "numbered"
-    image_marks: str = "compete"
-    system_message: str = "none"
     seed: int = 0
     dtype: str = "bfloat16"
     strict: bool = True
@@ -110,8 +92,9 @@ class FlexSelectOptions:
     store_cpu_gib: float = 8.0
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
+        for name, allowed in self.CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
+        selector_class(str(self.selector))
         if self.selector == "lite" and not self.selector_path:
             raise OptionError("selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector")
         if self.selector != "lite" and self.selector_path is not None:
@@ -127,11 +110,6 @@ class FlexSelectOptions:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise OptionError(f"{name}={value}: must be a number of GiB, 0 for none")
             setattr(self, name, float(value))
-        if self.seconds_per_unit is not None:
-            if isinstance(self.seconds_per_unit, bool) or not isinstance(self.seconds_per_unit, (int, float)):
-                raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be sampled or a number of seconds")
-            if not 0 < self.seconds_per_unit < float("inf"):
-                raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be greater than 0")
         if self.dump_selection is not None:
             if isinstance(self.dump_selection, bool) or not str(self.dump_selection):
                 raise OptionError(f"dump_selection={self.dump_selection}: give a folder")
@@ -147,20 +125,10 @@ class FlexSelectOptions:
         return {f.name for f in fields(cls)}
 
     @classmethod
-    def names_for(cls, family: str) -> set[str]:
-        """The model arguments that are ours and mean something for a family, by upstream's name of it."""
-        return {name for name in cls.names() if _OF_ONE_FAMILY.get(name, family) == family}
-
-    @classmethod
-    def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> FlexSelectOptions:
-        """Explicit arguments win over the preset, the preset over the defaults.
-
-        The words ``none`` and (for ``seconds_per_unit``) ``sampled`` stand for None where None is allowed, since
-        ``--model_args`` carries text.
-        """
+    def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> Self:
+        """Explicit arguments win over the preset, the preset over the defaults."""
         merged = {name: value for name, value in {**preset, **given}.items() if name in cls.names()}
-        for name in ("selector_path", "reference_layer", "seconds_per_unit", "dump_selection"):
-            words = ("none", "sampled") if name == "seconds_per_unit" else ("none",)
+        for name, words in cls.NO_VALUE.items():
             if isinstance(merged.get(name), str) and merged[name].lower() in words:
                 merged[name] = None
         if "strict" in merged:

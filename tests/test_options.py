@@ -7,7 +7,10 @@ import math
 import pytest
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.options import CHOICES, FlexSelectOptions, check_names
+from lmms_flexselect.families.internvl.options import Options as InternVLOptions
+from lmms_flexselect.families.qwen2_5_vl.options import Options as QwenOptions
+from lmms_flexselect.families.spec import families, load
+from lmms_flexselect.options import FlexSelectOptions, check_names
 
 # The defaults that a user who gives nothing relies on.
 DEFAULTS = {
@@ -18,11 +21,6 @@ DEFAULTS = {
     "max_frames_per_set": 64,
     "reduction": "max",
     "budget_remainder": "spread",
-    "rope": "published",
-    "frame_labels": "numbered",
-    "image_marks": "compete",
-    "system_message": "none",
-    "seconds_per_unit": None,
     "seed": 0,
     "dtype": "bfloat16",
     "strict": True,
@@ -32,7 +30,6 @@ DEFAULTS = {
     "store_cpu_gib": 8.0,
 }
 ALLOWED = {
-    "selector": ["reference", "lite", "uniform", "random", "none"],
     "reduction": ["max", "mean"],
     "budget_remainder": ["spread", "drop"],
     "rope": ["published", "library"],
@@ -57,31 +54,50 @@ def test_defaults():
     assert FlexSelectOptions.names() == set(DEFAULTS)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_vid", "internvl_hf"])
+OF_ONE_FAMILY: dict[str, dict[str, object]] = {
+    "qwen2_5_vl": {"rope": "published", "seconds_per_unit": None},
+    "llava_vid": {},
+    "internvl_hf": {"frame_labels": "numbered", "image_marks": "compete", "system_message": "none"},
+}
+
+
+@pytest.mark.parametrize("family", OF_ONE_FAMILY)
 def test_a_familys_options_are_those_that_mean_something_to_it(family):
-    own = {
-        "qwen2_5_vl": {"rope", "seconds_per_unit"},
-        "llava_vid": set(),
-        "internvl_hf": {"frame_labels", "image_marks", "system_message"},
-    }
-    others = set().union(*(names for name, names in own.items() if name != family))
-    assert FlexSelectOptions.names_for(family) == FlexSelectOptions.names() - others
+    options = load(families()[family].options)
+    assert options().to_dict() == {**DEFAULTS, **OF_ONE_FAMILY[family]}
 
 
 def test_every_choice_is_tested():
-    assert {name: list(values) for name, values in CHOICES.items()} == ALLOWED
+    choices = {**QwenOptions.CHOICES, **InternVLOptions.CHOICES}
+    assert {name: list(values) for name, values in choices.items()} == ALLOWED
+
+
+def having(name):
+    """The options that have one of this name."""
+    return next(each for each in (FlexSelectOptions, QwenOptions, InternVLOptions) if name in each.names())
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ALLOWED.items() for v in values])
 def test_allowed_values(name, value):
+    assert getattr(having(name)(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", ["reference", "flexselect", "lite", "uniform", "random", "none"])
+def test_selectors(value):
     path = "/weights" if value == "lite" else None
-    assert getattr(FlexSelectOptions(**{"selector_path": path, name: value}), name) == value
+    assert FlexSelectOptions(selector=value, selector_path=path).selector == value
+
+
+@pytest.mark.parametrize("value", ["", "Reference", "all", 1, None, True])
+def test_a_wrong_selector(value):
+    text = complaint(FlexSelectOptions, selector=value)
+    assert text.startswith(f"selector={value}: must be one of flexselect, lite, none, random, uniform, or a class as")
 
 
 @pytest.mark.parametrize("value", ["", "Max", "all", 1, None, True])
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_wrong_choice_is_answered_with_the_right_ones(name, value):
-    text = complaint(FlexSelectOptions, **{name: value})
+    text = complaint(having(name), **{name: value})
     assert text == f"{name}={value}: must be one of {', '.join(ALLOWED[name])}"
 
 
@@ -111,12 +127,12 @@ def test_a_whole_float_becomes_an_int():
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, math.inf, -math.inf, math.nan])
 def test_seconds_are_positive(value):
-    assert complaint(FlexSelectOptions, seconds_per_unit=value).startswith(f"seconds_per_unit={value}: must be greater")
+    assert complaint(QwenOptions, seconds_per_unit=value).startswith(f"seconds_per_unit={value}: must be greater")
 
 
 @pytest.mark.parametrize("value", ["1.0", "real", True, [1]])
 def test_seconds_are_a_number(value):
-    text = complaint(FlexSelectOptions, seconds_per_unit=value)
+    text = complaint(QwenOptions, seconds_per_unit=value)
     assert text == f"seconds_per_unit={value}: must be sampled or a number of seconds"
 
 
@@ -139,7 +155,7 @@ def test_lite_needs_a_checkpoint(path):
     assert FlexSelectOptions(selector="lite", selector_path="/weights").selector_path == "/weights"
 
 
-@pytest.mark.parametrize("selector", [name for name in ALLOWED["selector"] if name != "lite"])
+@pytest.mark.parametrize("selector", ["reference", "uniform", "random", "none"])
 def test_a_selector_checkpoint_goes_with_lite(selector):
     text = complaint(FlexSelectOptions, selector=selector, selector_path="/weights")
     assert text == f"selector_path=/weights: goes with selector=lite, not {selector}"
@@ -166,13 +182,13 @@ def test_given_wins_over_preset_over_default():
 @pytest.mark.parametrize("name", ["selector_path", "reference_layer", "seconds_per_unit", "dump_selection"])
 def test_the_word_none(name, word):
     """--model_args carries text, so None has to be written; it also takes back what a preset says."""
-    assert getattr(FlexSelectOptions.resolve({name: word}, {name: 3}), name) is None
+    assert getattr(QwenOptions.resolve({name: word}, {name: 3}), name) is None
 
 
 def test_the_word_sampled():
     preset = {"seconds_per_unit": 1.0}
-    assert FlexSelectOptions.resolve({}, preset).seconds_per_unit == 1.0
-    assert FlexSelectOptions.resolve({"seconds_per_unit": "sampled"}, preset).seconds_per_unit is None
+    assert QwenOptions.resolve({}, preset).seconds_per_unit == 1.0
+    assert QwenOptions.resolve({"seconds_per_unit": "sampled"}, preset).seconds_per_unit is None
 
 
 def test_none_is_a_selector_and_no_word_for_nothing():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.options import FlexSelectOptions
-from lmms_flexselect.presets import preset, reference_layer
+from lmms_flexselect.presets import preset
 
 # Paper, Qwen2.5-VL: 1024 frames at 2 fps at most, 308 x 560 pixels a frame, 7,040 tokens.
 PUBLISHED = {
@@ -25,21 +26,17 @@ LLAVA = {"token_budget": 6720, "conv_template": "qwen_1_5"}
     [("qwen2_5_vl", 28, 20), ("qwen2_5_vl", 80, 60), ("llava_vid", 28, 19), ("llava_vid", 80, 60)],
 )
 def test_measured_layers(family, layers, layer):
-    assert reference_layer(family, layers) == (layer, True)
+    assert family_named(family).reference_layer(layers) == (layer, True)
 
 
 @pytest.mark.parametrize(("family", "of_28"), [("qwen2_5_vl", 20), ("llava_vid", 19)])
 @pytest.mark.parametrize("layers", range(1, 101))
 def test_any_depth_has_a_layer(layers, family, of_28):
-    layer, measured = reference_layer(family, layers)
+    layer, measured = family_named(family).reference_layer(layers)
     assert 0 <= layer < layers
     assert measured == (layers in (28, 80))
     if not measured and layers > 1:
         assert abs(layer - layers * of_28 / 28) <= 0.5
-
-
-def test_another_familys_depth_is_not_taken_for_measured():
-    assert reference_layer("another_family", 80) == (57, False)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lmms_flexselect.families.spec import families, load
 from lmms_flexselect.needle.benchmark import documents
-from lmms_flexselect.options import FlexSelectOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -24,7 +24,8 @@ def test_the_python_examples_find_the_needle(capsys, number, kept):
 
 
 def test_every_option_is_in_the_readme():
-    missing = [name for name in FlexSelectOptions.names() if f"`{name}`" not in README and f"`{name}=" not in README]
+    names = set().union(*(load(family.options).names() for family in families().values()))
+    missing = [name for name in names if f"`{name}`" not in README and f"`{name}=" not in README]
     assert missing == []
 
 

@@ -13,11 +13,11 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.manifests import manifests
 from lmms_flexselect.options import FlexSelectOptions, check_choice
-from lmms_flexselect.presets import NO_ANSWER
+from lmms_flexselect.presets import OPERATIONAL
 from lmms_flexselect.prompt import VideoPrompt
 
 # What a run is not told apart by: here all layers are read, by both reductions, and nothing is dropped.
-_BESIDE = (*NO_ANSWER, "reference_layer", "reduction", "token_budget")
+_BESIDE = (*OPERATIONAL, "reference_layer", "reduction", "token_budget")
 
 
 @dataclass

@@ -16,13 +16,11 @@ from lmms_flexselect.cost.memory import ITEM_BYTES, Memory, RunSettings, estimat
 from lmms_flexselect.cost.shape import ModelShape
 from lmms_flexselect.doctor.checkpoints import Checkpoint, find_checkpoint
 from lmms_flexselect.errors import FlexSelectError, first_line
-from lmms_flexselect.families.spec import family, load
+from lmms_flexselect.families.spec import family as family_named
+from lmms_flexselect.families.spec import load
 from lmms_flexselect.needle import checkpoint, selector_path
-from lmms_flexselect.presets import FRAMES_OPTION
 
 _HOUR = 3600
-_FRAMES_PER_UNIT = {"qwen2_5_vl": 2}
-_DEVICE_MAP = {"qwen2_5_vl": "auto", "internvl_hf": "auto"}  # upstream's, where none is given; llava_vid's is one GPU
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
             **basis,
             checkpoint=found.get("pretrained"),
             selector=found.get("selector_path"),
-            spread=given.get("device_map", _DEVICE_MAP.get(instance._family_name)) == "auto",
+            spread=given.get("device_map", family_named(instance._family_name).upstream_device_map) == "auto",
             **_needs(instance, upstream, found.get("selector_path")),
         )
     except Exception as error:
@@ -179,13 +177,13 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     """What building and running the model takes."""
     from lmms_flexselect.lite.checkpoint import read_selector_config
 
-    options, name = instance.options, instance._family_name
+    options, spec = instance.options, family_named(instance._family_name)
     config = instance._config(str(upstream["pretrained"]))
     of_selector = None if selector is None else read_selector_config(str(selector.place)).raw
-    model = load(family(name).shape)(config, upstream, of_selector)
+    model = load(spec.shape)(config, upstream, of_selector)
     kernel = upstream.get("attn_implementation") or "sdpa"
-    frames = upstream.get(FRAMES_OPTION[name]) or int(_HOUR * float(upstream["fps"]))
-    units = -(-int(frames) // _FRAMES_PER_UNIT.get(name, 1))
+    frames = upstream.get(spec.frames_option) or int(_HOUR * float(upstream["fps"]))
+    units = -(-int(frames) // spec.frames_per_unit)
     run = RunSettings(
         units,
         options.selector,

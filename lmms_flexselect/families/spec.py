@@ -46,6 +46,29 @@ class ModelName:
 
 
 @dataclass(frozen=True)
+class PublishedModel:
+    """A model that settings were published for.
+
+    Attributes
+    ----------
+    name
+        As the paper's tables have it.
+    checkpoint
+        What its published checkpoint is called, without the organisation.
+    hidden_size, num_layers
+        Of its decoder.
+    entries
+        What its ``config.json`` says beside, which tells it from other models of this shape.
+    """
+
+    name: str
+    checkpoint: str
+    hidden_size: int
+    num_layers: int
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FamilySpec:
     """A family of VideoLLMs.
 
@@ -63,8 +86,9 @@ class FamilySpec:
         Frames of the video that make one of the family's units (see `VideoPrompt.frame`).
     defaults
         Model arguments, ours and upstream's, that fit all checkpoints of the family.
-    presets
-        By the name of a published checkpoint: model arguments that go with it. See `lmms_flexselect.presets`.
+    published, published_arguments
+        Models that settings were published for, and these settings: model arguments, ours and upstream's. See
+        `lmms_flexselect.presets`.
     reference_layers
         The layer that was measured (0-based), by the number of the decoder's layers.
     reference_layer_source
@@ -74,7 +98,7 @@ class FamilySpec:
     upstream_device_map
         What upstream's class does where no ``device_map`` is given: ``"auto"`` spreads the model over all GPUs.
     options
-        The dataclass of options that only this family has; None if it has none.
+        The dataclass of options: `FlexSelectOptions`, or a subclass with options that only this family has.
     reader
         The class that reads frames and a question outside of lmms-eval; see `lmms_flexselect.families.reader.Reader`.
     selector_network
@@ -98,12 +122,13 @@ class FamilySpec:
     shape: str
     frames_per_unit: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: tuple[PublishedModel, ...] = ()
+    published_arguments: Mapping[str, Any] = field(default_factory=dict)
     reference_layers: Mapping[int, int] = field(default_factory=dict)
     reference_layer_source: str = "the paper"
     relative_depth: float = 20 / 28
     upstream_device_map: str = "auto"
-    options: str | None = None
+    options: str = "lmms_flexselect.options:FlexSelectOptions"
     selector_network: str | None = None
     tokens_behind_row: int = 0
     needle: str | None = None
@@ -164,3 +189,8 @@ def family(name: str) -> FamilySpec:
 def family_of_model(model: str) -> FamilySpec | None:
     """The family that a name on lmms-eval's command line belongs to; None if it is none of ours."""
     return next((spec for spec in families().values() if model in [m.name for m in spec.models]), None)
+
+
+def published_models() -> dict[str, tuple[FamilySpec, PublishedModel]]:
+    """Of all families, by name."""
+    return {model.name: (spec, model) for spec in families().values() for model in spec.published}

@@ -18,6 +18,8 @@ from lmms_flexselect.analysis.measured import measured_in, read_measured
 from lmms_flexselect.checkpoints import content_id, identify
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.reader import Reader
+from lmms_flexselect.families.spec import family as family_named
+from lmms_flexselect.families.spec import load
 from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.loading import raw_config
@@ -33,8 +35,8 @@ from lmms_flexselect.models._upstream import (
     use_upstream_prompts,
 )
 from lmms_flexselect.needle import checkpoint, selector_path
-from lmms_flexselect.options import FlexSelectOptions, check_names
-from lmms_flexselect.presets import NO_ANSWER, PLACEMENT, preset, preset_message
+from lmms_flexselect.options import check_names
+from lmms_flexselect.presets import OPERATIONAL, PLACEMENT, preset, preset_message
 from lmms_flexselect.processes import Processes
 from lmms_flexselect.selectors import Selector
 from lmms_flexselect.selectors.registry import selector_class
@@ -130,10 +132,11 @@ class FlexSelectPlugin(Answering):
         measured = None if (file := measured_in(given.get("reference_layer"))) is None else read_measured(file)
         if measured is not None:
             given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
-        known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
+        options_class = load(family_named(self._family_name).options)
+        known = {*options_class.names(), *accepted}
         check_names(given, known)
         given = typed(given, signature)
-        FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
+        options_class.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)
         pretrained = os.path.expanduser(pretrained)  # no shell does it within --model_args
@@ -153,7 +156,7 @@ class FlexSelectPlugin(Answering):
         fill = typed(fill, signature)
         said, level = preset_message(self._family_name, pretrained, own, raw)
         logger.log(level, said)
-        self.options = FlexSelectOptions.resolve(given, fill)
+        self.options = options_class.resolve(given, fill)
         self.options.check_model(num_layers)
         merged = {**fill, **given, "pretrained": pretrained}
         upstream_args = {name: value for name, value in merged.items() if name in accepted}
@@ -183,7 +186,7 @@ class FlexSelectPlugin(Answering):
         """
         checkpoint = self.resolved["checkpoint"]
         contents = [checkpoint[name] or uuid.uuid4().hex for name in checkpoint if name.endswith("content")]
-        by_content = {"pretrained", "selector_path", "upstream", "checkpoint", *NO_ANSWER, *PLACEMENT}
+        by_content = {"pretrained", "selector_path", "upstream", "checkpoint", *OPERATIONAL, *PLACEMENT}
         merged = {**self.resolved["upstream"], **self.resolved}
         options = {name: value for name, value in merged.items() if name not in by_content}
         return json.dumps([type(self).__qualname__, __version__, contents, options], sort_keys=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.models._batch_selecting_model import BatchSelectingModel
 
 
 class QwenSelectingModel(BatchSelectingModel):
     """Reads what a Qwen processor makes."""
 
+    _options: Options
     _inputs = frozenset(
         {
             "input_ids",

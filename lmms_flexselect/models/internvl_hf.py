@@ -14,6 +14,7 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
 from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.options import Options
 from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
 from lmms_flexselect.families.internvl.prompt import END, START, VIDEO_MARK
 from lmms_flexselect.families.internvl.reader import InternVLReader
@@ -33,6 +34,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
     """Chat class, for checkpoints in transformers' layout and in InternVL2.5's own."""
 
     is_simple = False
+    options: Options
     upstream_name = "internvl_hf"
     _family_name = "internvl_hf"
     _upstream_module = upstream

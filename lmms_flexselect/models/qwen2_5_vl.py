@@ -14,6 +14,7 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.families.qwen2_5_vl.reader import Qwen2_5_VLReader
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models._arguments import check_fps
@@ -34,6 +35,7 @@ _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 
 
 class _Qwen2_5_VLPlugin(FlexSelectPlugin):
+    options: Options
     fps: float | None
     max_num_frames: int
     max_pixels: int

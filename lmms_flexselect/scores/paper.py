@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from lmms_flexselect.checkpoints import MODELS, published_model
-from lmms_flexselect.presets import FRAMES_OPTION, preset
+from lmms_flexselect.checkpoints import published_model
+from lmms_flexselect.families.spec import families, published_models
+from lmms_flexselect.presets import preset
 from lmms_flexselect.scores.runs import Run
 
 # Columns of the paper's table 1 by lmms-eval's tasks, its own and those of the paper's protocol.
@@ -28,7 +29,7 @@ LONG = ", long"
 """Behind the name of a VideoMME task: its long videos alone."""
 
 _SUBTITLES = "flexselect_paper_longvideobench_sub"
-FRAMES = {*FRAMES_OPTION.values(), "fps"}
+FRAMES = {*(family.frames_option for family in families().values()), "fps"}
 """What families call the option that says how many frames are read."""
 
 _SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}
@@ -41,7 +42,7 @@ _OWN_OPTIONS: dict[str, dict[str, Any]] = {
     "internvl_hf": {"frame_labels": "bare"},
 }
 _TABLE_1 = ("LLaVA-Video-7B", "LLaVA-Video-72B", "Qwen2.5-VL-7B", "Qwen2.5-VL-72B", "InternVL2.5-8B")
-_MODELS = {name: MODELS[name] for name in _TABLE_1}
+_MODELS = {name: published_models()[name] for name in _TABLE_1}
 
 
 def published(run: Run, task: str) -> float | None:
@@ -83,8 +84,8 @@ def model_of(run: Run) -> str | None:
 
 def departures(run: Run, task: str) -> list[str]:
     """What a run of one of the paper's models does otherwise than the paper's, a phrase each."""
-    model = _MODELS[model_of(run) or ""]
-    settings = {**preset(model.family, model.checkpoint, None, model.num_layers), **_OWN_OPTIONS[model.family]}
+    family, model = _MODELS[model_of(run) or ""]
+    settings = {**preset(family.name, model.checkpoint, None, model.num_layers), **_OWN_OPTIONS[family.name]}
     settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
     ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | FRAMES}[run.selector]
     found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}
@@ -94,7 +95,7 @@ def departures(run: Run, task: str) -> list[str]:
         said.append(f"{frames}: how many frames the paper's baseline read is not known")
     if not task.startswith("flexselect_paper_"):
         said.append("lmms-eval's prompts and parsers, not the paper's")
-    elif _COLUMNS.get(task) == "longvb" and (task == _SUBTITLES) != (model.family == "internvl_hf"):
+    elif _COLUMNS.get(task) == "longvb" and (task == _SUBTITLES) != (family.name == "internvl_hf"):
         said.append(f"{'with' if task == _SUBTITLES else 'without'} subtitles, unlike the paper's")
     return said
 

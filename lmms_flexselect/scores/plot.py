@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.presets import FRAMES_OPTION
+from lmms_flexselect.families.spec import families
 from lmms_flexselect.scores.ablations import Curve, curves
 from lmms_flexselect.scores.paper import ablation
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("ablation.png"), help="the PNG; its folder is made")
     given = parser.parse_args(words)
-    over = "frames" if given.over in FRAMES_OPTION.values() else given.over
+    over = "frames" if given.over in [family.frames_option for family in families().values()] else given.over
     found = curves(given.results, over, _places(given.at))
     print(table(found, over), end="")
     try:

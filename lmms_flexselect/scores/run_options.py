@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.checkpoints import checkpoint_name
-from lmms_flexselect.presets import NO_ANSWER, PLACEMENT
+from lmms_flexselect.presets import OPERATIONAL, PLACEMENT
 
 # Where and how it ran, or what stands elsewhere: answers are the same with others.
-_NOT_OPTIONS = {"pretrained", "selector", "upstream", "checkpoint", "torch_dtype", *PLACEMENT, *NO_ANSWER}
+_NOT_OPTIONS = {"pretrained", "selector", "upstream", "checkpoint", "torch_dtype", *PLACEMENT, *OPERATIONAL}
 # Of lmms-eval's own command line: what changes questions or answers. Named in an expectation only where it is set.
 _ASKED_WITH = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
 

@@ -53,7 +53,7 @@ def test_published_numbers(checkpoint, selector, task, number):
 def test_every_row_of_the_papers_table_has_a_model():
     assert {row["model"] for row in _table()} == set(_MODELS)
     assert len(_table()) == 13
-    assert all(model_of(run(model.checkpoint, "none")) == name for name, model in _MODELS.items())
+    assert all(model_of(run(model.checkpoint, "none")) == name for name, (_, model) in _MODELS.items())
 
 
 PAPERS = {
@@ -91,7 +91,9 @@ def test_departures_from_the_papers_options():
 
 def test_subtitles_are_internvls():
     said = {
-        (name, task): any("subtitles" in text for text in departures(run(_MODELS[name].checkpoint, "reference"), task))
+        (name, task): any(
+            "subtitles" in text for text in departures(run(_MODELS[name][1].checkpoint, "reference"), task)
+        )
         for name in ("InternVL2.5-8B", "LLaVA-Video-7B")
         for task in ("flexselect_paper_longvideobench", "flexselect_paper_longvideobench_sub", "flexselect_paper_mlvu")
     }

@@ -1,6 +1,6 @@
 """InternVL2.5 from its original checkpoints; InternVL2.5-MPO, 3 and 3.5 in transformers' layout."""
 
-from lmms_flexselect.families.spec import FamilySpec, ModelName
+from lmms_flexselect.families.spec import FamilySpec, ModelName, PublishedModel
 
 _HERE = "lmms_flexselect.families.internvl"
 
@@ -14,7 +14,8 @@ SPEC = FamilySpec(
     frames_option="num_frames",
     # 512 frames of 256 tokens and two marks, of which 32 frames' worth are kept.
     defaults={"token_budget": 32 * 258},
-    presets={"internvl2_5-8b": {"num_frames": 512}},
+    published=(PublishedModel("InternVL2.5-8B", "InternVL2_5-8B", 4096, 32, {"template": "internvl2_5"}),),
+    published_arguments={"num_frames": 512},
     reference_layers={32: 15},
     relative_depth=15 / 32,
     options=f"{_HERE}.options:Options",

@@ -1,6 +1,6 @@
 """Qwen2.5-VL."""
 
-from lmms_flexselect.families.spec import FamilySpec, ModelName
+from lmms_flexselect.families.spec import FamilySpec, ModelName, PublishedModel
 
 # Paper, implementation details: at most 1024 frames at 2 fps and a 7,040-token budget. At 308 x 560 pixels a 16:9
 # frame pair costs 209 tokens. The lower bound is qwen-vl-utils' own for video (upstream's exceeds the upper one).
@@ -25,7 +25,13 @@ SPEC = FamilySpec(
     ),
     frames_option="max_num_frames",
     frames_per_unit=2,
-    presets={f"qwen2.5-vl-{size}": _PAPER for size in ("3b", "7b", "32b", "72b")},
+    published=(
+        PublishedModel("Qwen2.5-VL-3B", "Qwen2.5-VL-3B-Instruct", 2048, 36),
+        PublishedModel("Qwen2.5-VL-7B", "Qwen2.5-VL-7B-Instruct", 3584, 28),
+        PublishedModel("Qwen2.5-VL-32B", "Qwen2.5-VL-32B-Instruct", 5120, 64),
+        PublishedModel("Qwen2.5-VL-72B", "Qwen2.5-VL-72B-Instruct", 8192, 80),
+    ),
+    published_arguments=_PAPER,
     reference_layers={28: 20, 80: 60},
     relative_depth=20 / 28,
     options=f"{_HERE}.options:Options",
