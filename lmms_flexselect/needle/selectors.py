@@ -5,7 +5,6 @@ python -m lmms_flexselect.needle.selectors OUT --family NAME
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -20,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmms_flexselect.loading import raw_config
-from lmms_flexselect.needle import CHECKPOINTS, needle_families
+from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, imitate_codec
 from lmms_flexselect.needle.benchmark import question
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS
-from lmms_flexselect.needle.train import needle_class, needle_reader
+from lmms_flexselect.needle.train import needle_class, needle_reader, parse_arguments
 from lmms_flexselect.needle.videos import NeedleVideo
 from lmms_flexselect.training.fit import fit, training_arguments
 from lmms_flexselect.training.objective import Example, Teacher
@@ -161,15 +160,7 @@ def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **ar
 
 def main() -> None:
     """Command line entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the selector to write")
-    parser.add_argument("--family", choices=needle_families(), required=True)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(__doc__, None, batch=8)
     metrics = train(arguments.family, arguments.out, arguments.steps, arguments.batch, arguments.seed)
     print(json.dumps(metrics))
 

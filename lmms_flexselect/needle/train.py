@@ -180,13 +180,17 @@ def accuracy(trainee: Trainee, rows: list[dict[str, Any]]) -> float:
     return sum(answers_shape(answer, row["shape"]) for answer, row in zip(answers, rows, strict=True)) / len(rows)
 
 
-def parse_arguments(description: str | None, steps: int) -> argparse.Namespace:
-    """A trainer's command line, with PyTorch's threads and seed set by it; `steps` are the default."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments(description: str | None, steps: int | None, **others: int) -> argparse.Namespace:
+    """A trainer's command line, with PyTorch's threads and seed set by it.
+
+    `steps` is the default of ``--steps``; `others` are further whole numbers and their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the checkpoint to write")
     parser.add_argument("--family", choices=needle_families(), required=True)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in {**others, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
