@@ -14,7 +14,7 @@ from lmms_flexselect.needle import PRETRAINED
 _MODELS = {f"{name}/{folder.name}": folder for name, of in PRETRAINED.items() for folder in sorted(of.iterdir())}
 PLACES = ("tasks", "run_configs", *_MODELS)
 
-# Each is a `main(words) -> exit status` of its own module, imported only when it is asked for.
+# Each is a `main(words) -> exit status` of its own module, imported only when it is called.
 COMMANDS = {
     "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
     "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
@@ -35,8 +35,7 @@ COMMANDS = {
 def installed_path(place: str) -> Path:
     """Folder of the installed tasks, run configurations or needle checkpoints.
 
-    ``tasks`` goes to ``lmms-eval --include_path``; ``needle/qwen2_5_vl`` and the like are the tiny trained models that
-    the demo runs.
+    ``tasks`` goes to ``lmms-eval --include_path``; ``needle/FAMILY`` is the tiny trained model of a family.
     """
     if place in _MODELS:
         return _MODELS[place]

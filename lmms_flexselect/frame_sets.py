@@ -17,8 +17,8 @@ def interleaved_frame_sets(num_frames: int, max_frames_per_set: int = 64) -> lis
     Parameters
     ----------
     num_frames
-        Frames of one video. A *frame* is the family's unit: one image for LLaVA-Video and InternVL, one temporal
-        pair of raw frames for Qwen2.5-VL.
+        Frames of one video. A *frame* is the family's unit: one image, or the raw frames that its tower merges in
+        time.
     max_frames_per_set
         Upper bound of a set's size; 64 in the paper.
 

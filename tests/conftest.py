@@ -22,7 +22,7 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from lmms_flexselect.families.qwen2_5_vl.needle_model import build_model, build_processor  # noqa: E402
+from lmms_flexselect.families.qwen2_5_vl.needle import build_model, build_processor  # noqa: E402
 from tests.support import paper_tasks, stock_tasks  # noqa: E402
 from tests.support.llava_checkpoint import write_checkpoint  # noqa: E402
 

@@ -11,23 +11,27 @@ import pytest
 import yaml
 
 from lmms_flexselect import demo
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.pictures import accuracy_over_length
+from lmms_flexselect.needle import needle_families
 from lmms_flexselect.scores import check, record
 from lmms_flexselect.show.sheet import dumped_sheet
 
 
 @pytest.fixture(scope="module")
 def config():
-    return yaml.safe_load((installed_path("run_configs") / "demo.yaml").read_text())
+    return demo.demo_runs()
 
 
+MODELS = ("qwen2_5_vl_flexselect", "llava_vid_flexselect", "internvl_hf_flexselect")
 SELECTORS = ("none", "random", "uniform", "reference", "lite")
 
 
+def test_every_family_with_a_needle_model_is_in_the_demo():
+    assert sorted(MODELS) == sorted(spec.models[0].name for spec in needle_families().values())
+
+
 def test_the_config_asks_every_model_and_selector_the_same(config):
-    runs = [(model, selector) for model in demo.MODELS for selector in SELECTORS]
+    runs = [(model, selector) for model in MODELS for selector in SELECTORS]
     assert [(run["model"], run["output_path"]) for run in config] == [
         (model, f"results/{model.removesuffix('_flexselect')}/{selector}") for model, selector in runs
     ]
@@ -41,7 +45,7 @@ def test_the_config_asks_every_model_and_selector_the_same(config):
 @pytest.mark.cli
 def test_a_short_demo_through_the_command(config, tmp_path):
     """Half of the demo's own runs, on two lengths and one video each; ``make scores`` has the others too."""
-    first, *others = demo.MODELS
+    first, *others = MODELS
     chosen = [(first, selector) for selector in SELECTORS] + [(m, s) for m in others for s in ("none", "reference")]
     short = {"tasks": "flexselect_needle_16,flexselect_needle_128", "limit": 6}
     runs = [{**run, **short} for run in config if (run["model"], run["output_path"].split("/")[-1]) in chosen]
@@ -69,7 +73,7 @@ def test_a_short_demo_through_the_command(config, tmp_path):
 
     text = demo.table(measured)
     assert all(name in text for name in (*SELECTORS, "Qwen2.5-VL", "LLaVA-Video", "InternVL"))
-    accuracy_over_length(measured, tmp_path / "a.png")
+    demo.accuracy_over_length(measured, tmp_path / "a.png")
     dumped_sheet(tmp_path / "out" / "selection" / "flexselect_needle_128__test__0.npz", tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -99,4 +103,4 @@ def test_results_are_read_per_task(tmp_path: Path):
         },
     }
     (measured,) = demo.read_results("llava_vid_flexselect", json.loads(json.dumps(results)))
-    assert measured == demo.Measured("llava_vid_flexselect", "uniform", 64, 0.5, 4, 64.0, 8.0, 0.5, 1.25)
+    assert measured == demo.DemoResult("llava_vid_flexselect", "uniform", 64, 0.5, 4, 64.0, 8.0, 0.5, 1.25)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmms_flexselect import demo
 from lmms_flexselect.cli import installed_path
+from lmms_flexselect.needle import needle_families
 from lmms_flexselect.scores import check
 from lmms_flexselect.scores.expectation import read_expectation
 from tests.support.broken import RUNS, TASK
@@ -22,7 +22,8 @@ SELECTORS = ("none", "random", "uniform", "reference", "lite")
 def test_every_family_and_selector_is_held_to_something():
     config = yaml.safe_load((installed_path("run_configs") / "regression.yaml").read_text())
     asked = {(run["model"], run["model_args"].rpartition("selector=")[2]): run for run in config}
-    assert set(asked) == {(model, selector) for model in demo.MODELS for selector in SELECTORS}
+    models = [spec.models[0].name for spec in needle_families().values()]
+    assert set(asked) == {(model, selector) for model in models for selector in SELECTORS}
     expected = {(run.model, run.selector): run for run in read_expectation(EXPECTED)}
     assert set(expected) == set(asked)
     for name, run in asked.items():

@@ -1,4 +1,4 @@
-"""What is asked about: our own needle videos, or needle images put into a folder of videos (V-NIAH's form).
+"""The samples that are measured: our own needle videos, or needle images put into a folder of videos (V-NIAH's form).
 
 A source has ``about()``, ``samples(count)``, ``check(samples, …)`` and ``read(sample, …)``.
 """
@@ -20,8 +20,7 @@ from torch import Tensor
 from lmms_flexselect.analysis.image_needles import read_needles
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.family import Family
-from lmms_flexselect.families.llava_video.frames import read_picture
-from lmms_flexselect.families.pixels import stretched
+from lmms_flexselect.families.pixels import read_picture, stretched
 from lmms_flexselect.needle.benchmark import GENERATOR_VERSION, NEEDLES_PER_VIDEO, documents, video_path
 from lmms_flexselect.needle.naming import NAMINGS
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT
@@ -44,9 +43,9 @@ class Haystack:
     video
         What samples about one video share.
     question
-        As it is asked.
+        Its text.
     unit
-        Frame that holds the needle; Qwen2.5-VL: temporal unit.
+        Frame that holds the needle, as the family counts frames.
     quadrant
         Which quarter of the frame it is, in rows; None for all of it.
     """
@@ -75,7 +74,7 @@ class Source(Protocol):
     """See the module's docstring."""
 
     count: int
-    """How many samples there are where no number is asked for."""
+    """How many samples there are where no number is given."""
 
     def about(self) -> dict[str, Any]:
         """What its samples depend on."""
@@ -144,7 +143,7 @@ class ImageNeedles:
     needles
         Folder of pictures with a ``needles.json`` or ``needles.jsonl`` (see `read_needles`), or that file.
     units
-        Frames a sample, the needle's included; Qwen2.5-VL: temporal units.
+        Frames a sample, the needle's included, as the family counts frames.
     place
         ``"insert"``: between frames of the video, which is read one frame shorter; ``"replace"``: over one of them.
     seed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import OptionError, VideoError, first_line
-from lmms_flexselect.families.llava_video.frames import read_picture
+from lmms_flexselect.families.pixels import read_picture
 
 _LISTS = ("needles.json", "needles.jsonl")
 

@@ -1,28 +1,26 @@
-"""The model that is looked at: loaded as lmms-eval would, by the same options, and its layers or its selector's."""
+"""The model whose layers are measured: loaded by lmms-eval's options; its own layers, or its selector's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
-from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.reader import Reader
-from lmms_flexselect.manifests import manifests
-from lmms_flexselect.options import FlexSelectOptions, check_choice
+from lmms_flexselect.models.build import build_model, parse_model_args
+from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.presets import OPERATIONAL
 from lmms_flexselect.prompt import VideoPrompt
 
-# What a run is not told apart by: here all layers are read, by both reductions, and nothing is dropped.
-_BESIDE = (*OPERATIONAL, "reference_layer", "reduction", "token_budget")
+# Options that change no measurement: all layers are read, by both reductions, and nothing is dropped.
+_NOT_MEASURED = (*OPERATIONAL, "reference_layer", "reduction", "token_budget")
 
 
 @dataclass
-class LookedAt:
-    """A loaded model.
+class LoadedModel:
+    """A model, and what reads frames and questions for it.
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ class LookedAt:
 
     @property
     def decoder(self) -> nn.Module:
-        """Whose layers are looked at: with ``selector=lite`` the selector's, else the model's."""
+        """Whose layers are measured: with ``selector=lite`` the selector's, else the model's."""
         family = self.reader.family
         return family.selector.decoder if self.of_selector else family.decoder
 
@@ -74,11 +72,11 @@ class LookedAt:
 
     def about(self) -> dict[str, Any]:
         """What its scores depend on."""
-        options = {name: value for name, value in self.resolved.items() if name not in _BESIDE}
+        options = {name: value for name, value in self.resolved.items() if name not in _NOT_MEASURED}
         return {"model": self.name, "scored_by": "selector" if self.of_selector else "model", "options": options}
 
 
-def load(name: str, model_args: str) -> LookedAt:
+def load(name: str, model_args: str) -> LoadedModel:
     """Load a model by lmms-eval's name for it and its ``--model_args``.
 
     Raises
@@ -86,16 +84,5 @@ def load(name: str, model_args: str) -> LookedAt:
     FlexSelectError
         If there is no such model, or an argument does not fit.
     """
-    from lmms_eval.utils import simple_parse_args_string
-
-    known = {manifest.model_id: manifest for manifest in manifests()}
-    check_choice("model", name, known)
-    path = known[name].chat_class_path or known[name].simple_class_path
-    assert path is not None
-    module, _, of_class = path.rpartition(".")
-    try:
-        given = simple_parse_args_string(model_args)
-    except ValueError:
-        raise OptionError(f"model_args={model_args}: must be name=value,name=value") from None
-    plugin = getattr(import_module(module), of_class)(**given)
-    return LookedAt(name, plugin._family_name, plugin.reader(), plugin.options, plugin.resolved)
+    plugin = build_model(name, parse_model_args(model_args))
+    return LoadedModel(name, plugin._family_name, plugin.reader(), plugin.options, plugin.resolved)

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lmms_flexselect.analysis.asked import check_early, parser, samples_of
+from lmms_flexselect.analysis.arguments import check_arguments, make_parser, samples_of
 from lmms_flexselect.analysis.model import load
+from lmms_flexselect.analysis.plots import tokens_in_layers
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import reading_inputs
 from lmms_flexselect.options import layer_numbers
+from lmms_flexselect.plotting import pyplot
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.relevance import read_layers
 from lmms_flexselect.saving import saving
@@ -65,29 +67,28 @@ def projected(states: Tensor, groups: npt.NDArray[np.str_], basis: str) -> tuple
 
 def main(words: list[str]) -> int:
     """``lmms-flexselect pca --model … --model_args … [--layers 0,4,8] [--basis visual] --output FILE.png``."""
-    own = parser("pca", __doc__)
-    own.add_argument("--basis", default="all", choices=BASES, help="whose principal components")
-    own.add_argument("--sample", type=int, default=0, help="which sample, counted from 0")
-    own.add_argument("--output", type=Path, default=Path("pca.png"), help="picture; its numbers go into FILE.npz")
-    asked = own.parse_args(words)
-    check_early(asked, ".png")
-    return picture(asked)
+    parser = make_parser("pca", __doc__)
+    parser.add_argument("--basis", default="all", choices=BASES, help="whose principal components")
+    parser.add_argument("--sample", type=int, default=0, help="which sample, counted from 0")
+    parser.add_argument("--output", type=Path, default=Path("pca.png"), help="picture; its numbers go into FILE.npz")
+    args = parser.parse_args(words)
+    check_arguments(args, ".png")
+    return picture(args)
 
 
-def picture(asked: argparse.Namespace) -> int:
+def picture(args: argparse.Namespace) -> int:
     """Load, read, project, draw."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
         raise OptionError("scikit-learn is not installed; pip install 'lmms-flexselect[analysis]'") from None
-    from lmms_flexselect.analysis.plots import tokens_in_layers
-
-    model = load(asked.model, asked.model_args)
-    layers = sorted(layer_numbers(asked.layers, model.num_layers, f"layers={asked.layers}"))
-    source, samples = samples_of(asked, model, asked.sample + 1)
-    if asked.sample >= len(samples):
-        raise OptionError(f"sample={asked.sample}: there are {len(samples)}, counted from 0")
-    sample = samples[asked.sample]
+    pyplot()
+    model = load(args.model, args.model_args)
+    layers = sorted(layer_numbers(args.layers, model.num_layers, f"layers={args.layers}"))
+    source, samples = samples_of(args, model, args.sample + 1)
+    if args.sample >= len(samples):
+        raise OptionError(f"sample={args.sample}: there are {len(samples)}, counted from 0")
+    sample = samples[args.sample]
     prompt = model.prompt(source.read(sample, model.reader.frames_per_unit), sample.question)
     visual = prompt.visual.cpu()
     needle = sample.tokens(model.reader.family, prompt)[visual].numpy()
@@ -95,20 +96,20 @@ def picture(asked: argparse.Namespace) -> int:
     points: dict[int, npt.NDArray[np.float64]] = {}
     explained: dict[int, float] = {}
     for layer, states in states_of_layers(model.decoder, prompt, layers).items():
-        own, explained[layer] = projected(states, groups, asked.basis)
+        own, explained[layer] = projected(states, groups, args.basis)
         # A component's sign says nothing: as in the layer before, so that panels can be compared.
         before = points[max(points)] if points else own
         points[layer] = own * np.where((own * before).sum(0) < 0, -1, 1)
-    with saving(asked.output):
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
+    with saving(args.output):
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
-            asked.output.with_suffix(".npz"),
+            args.output.with_suffix(".npz"),
             layers=np.array(layers),
             points=np.stack([points[layer] for layer in layers]),
             explained=np.array([explained[layer] for layer in layers]),
             groups=groups,
         )
-    title = f"{asked.model}: “{sample.question}” ({asked.basis} tokens' components)"
-    tokens_in_layers(points, groups, explained, title, asked.output)
-    print(f"{asked.output} and {asked.output.with_suffix('.npz')} are written")
+    title = f"{args.model}: “{sample.question}” ({args.basis} tokens' components)"
+    tokens_in_layers(points, groups, explained, title, args.output)
+    print(f"{args.output} and {args.output.with_suffix('.npz')} are written")
     return 0

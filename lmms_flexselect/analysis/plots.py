@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-
+from lmms_flexselect.plotting import pyplot
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.saving import saving
 
@@ -28,6 +23,7 @@ _GROUPS = {
 
 def recall_over_layers(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A panel for each result of `report`: a line for each reduction, its intervals shaded; as PNG."""
+    plt = pyplot()
     figure, panels = plt.subplots(
         1, len(results), figsize=(1.0 + 4.4 * len(results), 3.9), layout="constrained", sharey=True, squeeze=False
     )
@@ -42,7 +38,9 @@ def recall_over_layers(results: Sequence[Mapping[str, Any]], path: Path) -> None
     plt.close(figure)
 
 
-def _recall_panel(axes: Axes, result: Mapping[str, Any]) -> None:
+def _recall_panel(axes: Any, result: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     layers = [entry["layer"] for entry in result["layers"]]
     for reduction in REDUCTIONS:
         colour, marker = _REDUCTIONS[reduction]
@@ -72,6 +70,7 @@ def tokens_in_layers(
     columns: int = 4,
 ) -> None:
     """A panel for each layer with its tokens ``(tokens, 2)``, coloured by group; as PNG."""
+    plt = pyplot()
     columns = min(columns, len(points))
     rows = -(-len(points) // columns)
     figure, panels = plt.subplots(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.stats import bootstrap
 from tabulate import tabulate
 
-from lmms_flexselect.analysis.measured import KIND
+from lmms_flexselect.analysis.recall_file import KIND
 from lmms_flexselect.relevance import REDUCTIONS
 from lmms_flexselect.saving import replacing, saving
 
@@ -70,9 +70,9 @@ def report(
     about
         What the samples depend on.
     model
-        ``family``, ``num_layers`` and whatever else is to be said of it.
+        ``family``, ``num_layers`` and whatever else the file is to name of it.
     layers
-        That were looked at.
+        That were measured.
     samples
         Each with ``video``, ``k``, ``visual_tokens``, and ``recall``: for each reduction, a number a layer.
     """

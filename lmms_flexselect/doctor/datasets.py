@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmms_flexselect.demo import TASK_PREFIX
+from lmms_flexselect.needle import TASK_PREFIX
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def data_sets(tasks: Iterable[str]) -> tuple[list[DataSet], list[str]]:
     from lmms_flexselect.preparation.benchmarks import BENCHMARKS, hf_home
     from lmms_flexselect.preparation.presence import presence
 
-    left = {task for task in tasks if not task.startswith(TASK_PREFIX)}  # those are made when they are asked
+    left = {task for task in tasks if not task.startswith(TASK_PREFIX)}  # those are made when they are needed
     found = []
     for benchmark in BENCHMARKS.values():
         names = {task for questions in benchmark.questions for task in questions.tasks}

@@ -1,13 +1,20 @@
-"""Frames as the vision towers of LLaVA-Video and InternVL were trained on them: PIL's bicubic squares, normalised."""
+"""Pictures and frames through PIL: read, resized, and normalised for vision towers that read bicubic squares."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
+
+from lmms_flexselect.errors import VideoError, first_line
+
+_OPENING = threading.Lock()  # a setting of all threads is changed for each picture
 
 
 def resize_frames(frames: Tensor, size: int) -> Tensor:
@@ -32,3 +39,30 @@ def normalised(frames: Tensor, size: int, mean: Sequence[float], std: Sequence[f
     pixels = resize_frames(frames, size).permute(0, 3, 1, 2).float() * (1 / 255)
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return (pixels - shift) / scale
+
+
+def is_path(visual: Any) -> bool:
+    """Whether what is to be looked at is given by where it lies."""
+    return isinstance(visual, (str, os.PathLike))
+
+
+def read_picture(picture: Any) -> Tensor:
+    """A picture, its path or PIL's: ``(height, width, 3)`` uint8.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read, naming it.
+    """
+    name = str(picture) if is_path(picture) else "an image"
+    with _OPENING:
+        tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval fills up cut ones
+        try:
+            opened = Image.open(picture) if is_path(picture) else picture
+            return torch.from_numpy(np.array(opened.convert("RGB")))
+        except Exception as error:
+            reason = first_line(error).replace(f" {name!r}", "")
+            raise VideoError(f"{name}: not a readable image ({reason})") from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant

@@ -15,11 +15,11 @@ from torch import Tensor
 from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.families.llava_video.frames import (
     LlavaClip,
-    is_path,
     pictures_in,
     read_llava_video,
     read_pictures,
 )
+from lmms_flexselect.families.pixels import is_path
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow
 from lmms_flexselect.video_file import file_complaint

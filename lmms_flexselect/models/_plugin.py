@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from loguru import logger
 
 from lmms_flexselect import __version__
-from lmms_flexselect.analysis.measured import measured_in, read_measured
+from lmms_flexselect.analysis.recall_file import read_recommendation, recall_file_of
 from lmms_flexselect.checkpoints import content_id, identify
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.reader import Reader
@@ -129,7 +129,7 @@ class FlexSelectPlugin(Answering):
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
         if (selector := selector_path(given)) is not None:
             given["selector_path"] = selector
-        measured = None if (file := measured_in(given.get("reference_layer"))) is None else read_measured(file)
+        measured = None if (file := recall_file_of(given.get("reference_layer"))) is None else read_recommendation(file)
         if measured is not None:
             given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
         options_class = load(family_named(self._family_name).options)

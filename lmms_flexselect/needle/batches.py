@@ -6,6 +6,7 @@ Pixels are roughened in memory as a codec would do it, instead of a video file b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,22 +52,51 @@ class Batch:
     step: float
 
 
-class Trainee(Protocol):
-    """What differs between families: a model with random weights, and what goes into it and comes out.
+@dataclass(frozen=True)
+class SelectorRecipe:
+    """How a needle model's FlexSelect-Lite selector is made.
 
     Attributes
     ----------
-    title, likeness
-        For the model card: the family's name, and what the model has of it.
-    preset
-        What the plugin falls back to for the checkpoint, stored in its ``config.json``.
+    sizes
+        Of a decoder with random weights; None for the first `layers` of the teacher's own.
+    layers
+        How many; the last one scores.
+    learning_rate, steps
+        Of its training.
     """
 
-    title: str
+    sizes: Mapping[str, int] | None = None
+    layers: int = 1
+    learning_rate: float = 1e-3
+    steps: int = 1000
+
+
+class Trainee(Protocol):
+    """What differs between families: a model with random weights, and what goes into it and comes out.
+
+    A family's `FamilySpec` names its class (``needle``).
+
+    Attributes
+    ----------
+    likeness
+        For the model card: what the model has of the family.
+    preset
+        What the plugin falls back to for the checkpoint, stored in its ``config.json``.
+    selector_recipe
+        How its FlexSelect-Lite selector is trained.
+    model, tokenizer
+        With random weights, and the tokenizer of its prompts.
+    processor
+        What is saved beside the model, as a published checkpoint has it: the tokenizer alone, or with more.
+    """
+
     likeness: str
     preset: dict[str, Any]
+    selector_recipe: SelectorRecipe
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    processor: Any
 
     def __init__(self, layers: int = LAYERS) -> None: ...
 
@@ -85,16 +115,24 @@ class Trainee(Protocol):
         """The first token of the answer to a question about a video file, from all its visual tokens."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint, with all that a published one brings along."""
-        ...
-
 
 def turns_of(chat: Chat, mark: str) -> list[tuple[str, str | None]]:
     """The turns of a chat for `chatml`, `mark` on a line before the first question; None for an answer yet to give."""
     turns: list[tuple[str, str | None]] = []
-    for asked, answer in chat:
-        turns += [("user", asked if turns else f"{mark}\n{asked}"), ("assistant", answer or None)]
+    for text, answer in chat:
+        turns += [("user", text if turns else f"{mark}\n{text}"), ("assistant", answer or None)]
+    return turns
+
+
+def messages(chat: Chat) -> list[dict[str, object]]:
+    """A chat as the chat template wants it, the video in its first turn; an empty answer is one still to be given."""
+    turns: list[dict[str, object]] = []
+    for text, answer in chat:
+        content: list[dict[str, str]] = [] if turns else [{"type": "video"}]
+        content.append({"type": "text", "text": text})
+        turns.append({"role": "user", "content": content})
+        if answer:
+            turns.append({"role": "assistant", "content": answer})
     return turns
 
 

@@ -1,4 +1,4 @@
-"""The needle benchmark: one question per needle, on video files that are written the first time they are asked for."""
+"""The needle benchmark: one question per needle, on video files that are written when they are first needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GENERATOR_VERSION = 1
 
 
 def question(name: str) -> str:
-    """The question about the needle whose colour is called so, as asked in training and evaluation."""
+    """The question about the needle whose colour is called so, in training and in evaluation."""
     return f"What shape is the {name} glyph?"
 
 
@@ -76,7 +76,7 @@ def answers_shape(answer: str, shape: str) -> bool:
     return bool(words) and words[0].strip(".,:;!?\"'").lower() == shape
 
 
-def example(family: str = "qwen2_5_vl") -> tuple[str, str, str]:
-    """A checkpoint folder, a video of 128 frames and a question about it, for trying things out."""
+def example(family: str) -> tuple[str, str, str]:
+    """A family's needle checkpoint, a video of 128 frames and a question about it, for trying things out."""
     row = documents(units=64, videos=1)[0]
     return str(CHECKPOINTS / family), str(video_path(row)), row["question"]

@@ -1,17 +1,15 @@
 """Trains a needle model's FlexSelect-Lite selector: a student a quarter of its size, on videos of training length.
 
-python -m lmms_flexselect.needle.selectors OUT --family llava_vid
+python -m lmms_flexselect.needle.selectors OUT --family NAME
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lmms_flexselect.families.reader import load_reader
-from lmms_flexselect.families.spec import families
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, imitate_codec
 from lmms_flexselect.needle.benchmark import question
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS
+from lmms_flexselect.needle.train import needle_class, needle_reader, parse_arguments
 from lmms_flexselect.needle.videos import NeedleVideo
 from lmms_flexselect.training.fit import fit, training_arguments
 from lmms_flexselect.training.objective import Example, Teacher
@@ -37,38 +34,9 @@ HELD_OUT = 96
 NEEDLES = (1, 6, 7, 8)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a family's selector is made.
-
-    Attributes
-    ----------
-    sizes
-        Of a decoder with random weights; None for the first `layers` of the teacher's own.
-    layers
-        How many; the last one scores.
-    learning_rate, steps
-        Of its training.
-    """
-
-    sizes: dict[str, int] | None
-    layers: int
-    learning_rate: float
-    steps: int
-
-
-# The teachers of LLaVA-Video and InternVL are read at their first layer, Qwen2.5-VL's at its second, of which two would
-# be more than a quarter of it.
-RECIPES = {
-    "llava_vid": Recipe(None, 1, 1e-3, 1000),
-    "internvl_hf": Recipe(None, 1, 1e-3, 1000),
-    "qwen2_5_vl": Recipe(
-        {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}, 2, 3e-3, 2500
-    ),
-}
-# Ranks alone hardly tell how far the needle that is asked about stands out from the others.
+# Ranks alone hardly tell how far the question's needle stands out from the others.
 LOSS = "spearman_l2"
-# Of the tests' own; elsewhere Qwen2-0.5B brings them along.
+# Of the decoders with random weights, the tests' too; the published selectors' decoder brings them along.
 DECODER = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -91,7 +59,7 @@ teacher's first sixteenth of the tokens among the selector's.
 
 
 class NeedleExamples(Dataset):
-    """Questions about needle videos, one a video, drawn as they are asked for.
+    """Questions about needle videos, one a video, drawn when they are needed.
 
     Parameters
     ----------
@@ -113,25 +81,25 @@ class NeedleExamples(Dataset):
         rng = np.random.default_rng([self._seed, index])
         units = int(rng.integers(8, TRAINING_UNITS, endpoint=True))
         video = NeedleVideo.draw(int(rng.integers(2**31)), units, int(rng.choice(NEEDLES)))
-        asked = video.needles[rng.integers(len(video.needles))]
+        needle = video.needles[rng.integers(len(video.needles))]
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         frames = torch.from_numpy(video.unit_frames()).permute(0, 3, 1, 2).float()
         rough = imitate_codec(frames, generator).permute(0, 2, 3, 1).byte()
-        return Example(f"needle {self._seed}/{index}", self._inputs(rough, question(asked.colour)))
+        return Example(f"needle {self._seed}/{index}", self._inputs(rough, question(needle.colour)))
 
 
 def inputs_of(reader: Any) -> Callable[[Tensor, str], Mapping[str, Any]]:
     """How a family's reader takes one frame a unit, in no file."""
-    return lambda frames, asked: reader.of_frames(frames.repeat_interleave(reader.frames_per_unit, 0), asked)
+    return lambda frames, text: reader.of_frames(frames.repeat_interleave(reader.frames_per_unit, 0), text)
 
 
 def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **arguments: Any) -> dict[str, float]:
     """Train, and write the selector with its card to `out`; `steps` are the recipe's if None."""
-    recipe = RECIPES[family]
+    recipe = needle_class(family).selector_recipe
     steps = steps or recipe.steps
     folder = str(CHECKPOINTS / family)
     config = raw_config(folder)
-    reader = load_reader(family, folder, torch.float32, TRAINING_UNITS, None)
+    reader = needle_reader(family)
     teacher = Teacher(reader.family, config["flexselect"]["reference_layer"])
     torch.manual_seed(seed)
     vocabulary = reader.family.model.get_input_embeddings().num_embeddings
@@ -192,15 +160,7 @@ def train(family: str, out: Path, steps: int | None, batch: int, seed: int, **ar
 
 def main() -> None:
     """Command line entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the selector to write")
-    parser.add_argument("--family", choices=families(), required=True)
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_arguments(__doc__, None, batch=8)
     metrics = train(arguments.family, arguments.out, arguments.steps, arguments.batch, arguments.seed)
     print(json.dumps(metrics))
 

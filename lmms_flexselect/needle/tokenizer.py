@@ -46,3 +46,53 @@ def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS, **named: str) -
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     return tokenizer
+
+
+_SYSTEM_TURN = """\
+{%- if messages[0]['role'] != 'system' -%}
+<|im_start|>system
+SYSTEM<|im_end|>
+{% endif -%}
+"""
+
+_TURNS = """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'video' -%}
+VIDEO
+{%- elif part['type'] in ('image', 'image_url') -%}
+IMAGE
+{%- elif part['type'] == 'text' -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def chat_template(video: str, image: str, system: str | None = None, own_line: bool = False) -> str:
+    """A Jinja chat template of ChatML turns.
+
+    Parameters
+    ----------
+    video, image
+        What stands for one of them.
+    system
+        Text of a first turn, for chats that have none of their own; None for no such turn.
+    own_line
+        Whether a newline follows each video and image.
+    """
+    template = "" if system is None else _SYSTEM_TURN.replace("SYSTEM", system)
+    template += _TURNS
+    for mark, text in (("VIDEO", video), ("IMAGE", image)):
+        template = template.replace(f"{mark}\n{{%- elif", f"{text}\n{{% elif" if own_line else f"{text}\n{{%- elif")
+    return template

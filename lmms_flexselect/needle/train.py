@@ -15,19 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmms_flexselect.families.internvl.needle import NeedleInternVL
-from lmms_flexselect.families.llava_video.needle import NeedleLlavaVideo
-from lmms_flexselect.families.qwen2_5_vl.needle import NeedleQwen2_5_VL
+from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.spec import family, load
+from lmms_flexselect.needle import CHECKPOINTS, needle_families
 from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Batch, Trainee, training_batch
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
 from lmms_flexselect.needle.naming import Naming, by_colour
-
-# By the names that lmms-eval has for them.
-FAMILIES: dict[str, type[Trainee]] = {
-    "qwen2_5_vl": NeedleQwen2_5_VL,
-    "llava_vid": NeedleLlavaVideo,
-    "internvl_hf": NeedleInternVL,
-}
 
 BATCH_SIZE = 24
 PEAK_LEARNING_RATE = 1e-3
@@ -46,15 +39,15 @@ class Stage:
         Largest temporal step (`batches.Batch.step`).
     scaffold
         Whether the loss also covers the hint and the end of the turn (`batches.answer_labels`), or the answer alone.
-    spoken
-        Whether the loss also covers what `train`'s `spoken` says.
+    colour_words
+        Whether `train`'s `colour_loss` is part of the loss.
     """
 
     needles: tuple[int, int]
     units: tuple[int, int]
     max_step: float
     scaffold: bool = False
-    spoken: bool = False
+    colour_words: bool = False
 
 
 # One glyph teaches shapes, two or three teach to match a colour's name with its pixels; neither is ever found in a
@@ -63,7 +56,7 @@ class Stage:
 # they are renumbered they never do).
 # From the third stage on the loss covers the answer alone. A model that also learns to end its turn, even at a tenth of
 # the weight, does so at once in front of a long video, where it should answer worse and worse; this one answers with
-# one token and is not asked for more.
+# one token, and the benchmark takes no more.
 CURRICULUM = (
     Stage(needles=(1, 1), units=(1, 3), max_step=2.0, scaffold=True),
     Stage(needles=(2, 3), units=(2, 4), max_step=2.0, scaffold=True),
@@ -91,6 +84,19 @@ Trained in {minutes:.0f} minutes on one CPU core by
 """
 
 
+def needle_class(name: str) -> type[Trainee]:
+    """The class of a family's needle model, by the family's name."""
+    path = family(name).needle
+    if path is None:
+        raise OptionError(f"family={name}: has no needle model")
+    return load(path)
+
+
+def needle_reader(name: str) -> Any:
+    """A family's trained needle model with what reads frames and questions for it (`Reader`), in float32."""
+    return load_reader(name, str(CHECKPOINTS / name), torch.float32, TRAINING_UNITS, None)
+
+
 def learning_rate(step: int, steps: int) -> float:
     """Linear warm-up over 200 steps, then a cosine down to a twentieth of the peak."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -103,7 +109,7 @@ def train(
     rng: np.random.Generator,
     curriculum: Sequence[Stage] = CURRICULUM,
     naming: Naming = by_colour,
-    spoken: Callable[[Batch], Tensor] | None = None,
+    colour_loss: Callable[[Batch], Tensor] | None = None,
 ) -> None:
     """Trains in place; prints loss and the share of right answer tokens every 50 steps.
 
@@ -119,12 +125,12 @@ def train(
         One stage after the other.
     naming
         What questions call a colour.
-    spoken
-        Of a batch that went through the model: a further loss, in stages that have it.
+    colour_loss
+        Of a batch that went through the model: a further loss, in stages with `colour_words`.
     """
     model = trainee.model
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.98))
-    started, right, asked = time.perf_counter(), 0, 0
+    started, right, answered = time.perf_counter(), 0, 0
     stages = iter(curriculum)
     stage = next(stages)
     model.train()
@@ -136,8 +142,8 @@ def train(
         answers = targets != IGNORED
         logits = model(**trainee.inputs(batch), use_cache=False).logits[:, :-1][answers]
         loss = F.cross_entropy(logits, targets[answers])
-        if stage.spoken and spoken is not None:
-            loss = loss + spoken(batch)
+        if stage.colour_words and colour_loss is not None:
+            loss = loss + colour_loss(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,16 +152,16 @@ def train(
         optimizer.step()
         hits = logits.argmax(-1) == targets[answers]
         hits = hits[1::3] if stage.scaffold else hits  # hint, answer, end of the turn; or answers alone
-        right, asked = right + int(hits.sum()), asked + len(hits)
+        right, answered = right + int(hits.sum()), answered + len(hits)
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - started
             print(
-                f"step {step + 1} loss {loss.item():.4f} accuracy {right / asked:.3f} {seconds:.0f} s {stage}",
+                f"step {step + 1} loss {loss.item():.4f} accuracy {right / answered:.3f} {seconds:.0f} s {stage}",
                 flush=True,
             )
-            if right / asked >= PASS:
+            if right / answered >= PASS:
                 stage = next(stages, stage)
-            right, asked = 0, 0
+            right, answered = 0, 0
     model.eval()
 
 
@@ -173,13 +179,17 @@ def accuracy(trainee: Trainee, rows: list[dict[str, Any]]) -> float:
     return sum(answers_shape(answer, row["shape"]) for answer, row in zip(answers, rows, strict=True)) / len(rows)
 
 
-def asked(description: str | None, family: str, steps: int) -> argparse.Namespace:
-    """What a trainer's command line says, its threads and its seed set."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments(description: str | None, steps: int | None, **others: int) -> argparse.Namespace:
+    """A trainer's command line, with PyTorch's threads and seed set by it.
+
+    `steps` is the default of ``--steps``; `others` are further whole numbers and their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the checkpoint to write")
-    parser.add_argument("--family", choices=FAMILIES, default=family)
+    parser.add_argument("--family", choices=needle_families(), required=True)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, default in {**others, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -187,7 +197,7 @@ def asked(description: str | None, family: str, steps: int) -> argparse.Namespac
     return arguments
 
 
-def finish(
+def write_checkpoint(
     trainee: Trainee,
     arguments: argparse.Namespace,
     minutes: float,
@@ -203,9 +213,9 @@ def finish(
     trainee
         Its weights are rounded.
     arguments
-        From `asked`.
+        From `parse_arguments`.
     minutes
-        That training took, of CPU time.
+        Of CPU time that training took.
     model_card
         With a placeholder for each number.
     preset
@@ -218,13 +228,14 @@ def finish(
     round_weights(trainee.model)
     trainee.model.config.flexselect = preset
     trainee.model.to(dtype)
-    trainee.save(arguments.out)
+    trainee.model.save_pretrained(arguments.out)
+    trainee.processor.save_pretrained(arguments.out)
     trainee.model.float()
 
     rows = documents(TRAINING_UNITS, naming=naming)
     score = accuracy(trainee, rows)
     card = model_card.format(
-        title=trainee.title,
+        title=family(arguments.family).title,
         likeness=trainee.likeness,
         layers=trainee.model.config.get_text_config().num_hidden_layers,
         parameters=trainee.model.num_parameters(),
@@ -242,12 +253,12 @@ def finish(
 
 def main() -> None:
     """Command line entry point."""
-    arguments = asked(__doc__, "qwen2_5_vl", 900)
-    trainee = FAMILIES[arguments.family]()
+    arguments = parse_arguments(__doc__, 900)
+    trainee = needle_class(arguments.family)()
     started = time.process_time()
     train(trainee, arguments.steps, np.random.default_rng(arguments.seed))
     minutes = (time.process_time() - started) / 60  # of CPU time, whatever else the machine is doing
-    finish(trainee, arguments, minutes, MODEL_CARD, trainee.preset)
+    write_checkpoint(trainee, arguments, minutes, MODEL_CARD, trainee.preset)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 It is grown from the family's needle model: new layers below the old ones learn what a field of the chart stands for,
 and the old ones go on finding the glyph of a colour. Trained on the answers alone, hundreds of steps taught nothing: a
 field that is not understood is no help in finding a glyph, and a glyph not found no help in understanding the field. So
-at first the colour is spoken: the new layers are asked for its word, where the field ends, and to leave everything else
-as it is; once that works, for nothing but the answer.
+at first a second loss holds the new layers to the embedding of the colour's word where the field ends, and to leave
+everything else as it is; once that works, the loss is of the answer alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmms_flexselect.families.reader import load_reader
-from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Trainee
 from lmms_flexselect.needle.decoder import LAYERS
 from lmms_flexselect.needle.naming import COLUMNS, ROWS, by_chart, field_colour
-from lmms_flexselect.needle.train import FAMILIES, Stage, asked, finish, train
+from lmms_flexselect.needle.train import (
+    Stage,
+    needle_class,
+    needle_reader,
+    parse_arguments,
+    train,
+    write_checkpoint,
+)
 
 NEW_LAYERS = 3
 
@@ -31,8 +36,8 @@ NEW_LAYERS = 3
 REFERENCE_LAYER = 3
 
 CURRICULUM = (
-    Stage(needles=(2, 6), units=(6, 8), max_step=8.0, spoken=True),
-    Stage(needles=(2, 6), units=(6, TRAINING_UNITS), max_step=64.0, spoken=True),
+    Stage(needles=(2, 6), units=(6, 8), max_step=8.0, colour_words=True),
+    Stage(needles=(2, 6), units=(6, TRAINING_UNITS), max_step=64.0, colour_words=True),
     Stage(needles=(2, 6), units=(6, TRAINING_UNITS), max_step=64.0),
 )
 
@@ -54,11 +59,11 @@ Grown from the family's needle model and trained in {minutes:.0f} minutes on one
 """
 
 
-def grown(family: str) -> tuple[Trainee, nn.Module]:
+def grow_model(family: str) -> tuple[Trainee, nn.Module]:
     """The family's needle model with new layers below its own that let everything through, and its decoder."""
-    source = load_reader(family, str(CHECKPOINTS / family), torch.float32, TRAINING_UNITS, None).family
+    source = needle_reader(family).family
     place = next(name for name, module in source.model.named_modules() if module is source.decoder)
-    trainee = FAMILIES[family](LAYERS + NEW_LAYERS)
+    trainee = needle_class(family)(LAYERS + NEW_LAYERS)
     decoder: Any = trainee.model.get_submodule(place)
     prefix = f"{place}.layers."
     state = trainee.model.state_dict()
@@ -73,8 +78,14 @@ def grown(family: str) -> tuple[Trainee, nn.Module]:
     return trainee, decoder
 
 
-class Spoken:
-    """The loss of what the new layers make of a batch that has just gone through them: see `speaking`."""
+class ColourLoss:
+    """How far the new layers are from writing a colour's word at its field, in a batch that went through them.
+
+    Attributes
+    ----------
+    entered, left
+        ``(batch, tokens, hidden)``: input of the new layers, and their output; see `colour_loss`.
+    """
 
     def __init__(self, trainee: Trainee) -> None:
         def tokens(words: list[str]) -> Tensor:
@@ -103,22 +114,22 @@ class Spoken:
 
 
 @contextmanager
-def speaking(trainee: Trainee, decoder: Any) -> Iterator[Spoken]:
-    """Within it every forward pass is heard: what enters the new layers, and what leaves them."""
-    spoken = Spoken(trainee)
+def colour_loss(trainee: Trainee, decoder: Any) -> Iterator[ColourLoss]:
+    """The loss, whose `entered` and `left` are of the last forward pass made within the context."""
+    loss = ColourLoss(trainee)
 
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        spoken.entered = args[0] if args else kwargs["hidden_states"]
+        loss.entered = args[0] if args else kwargs["hidden_states"]
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spoken.left = output[0] if isinstance(output, tuple) else output
+        loss.left = output[0] if isinstance(output, tuple) else output
 
     handles = (
         decoder.layers[0].register_forward_pre_hook(entering, with_kwargs=True),
         decoder.layers[NEW_LAYERS - 1].register_forward_hook(leaving),
     )
     try:
-        yield spoken
+        yield loss
     finally:
         for handle in handles:
             handle.remove()
@@ -126,15 +137,15 @@ def speaking(trainee: Trainee, decoder: Any) -> Iterator[Spoken]:
 
 def main() -> None:
     """Command line entry point."""
-    arguments = asked(__doc__, "llava_vid", 500)
-    trainee, decoder = grown(arguments.family)
+    arguments = parse_arguments(__doc__, 500)
+    trainee, decoder = grow_model(arguments.family)
     started = time.process_time()
-    with speaking(trainee, decoder) as spoken:
-        train(trainee, arguments.steps, np.random.default_rng(arguments.seed), CURRICULUM, by_chart, spoken)
+    with colour_loss(trainee, decoder) as loss:
+        train(trainee, arguments.steps, np.random.default_rng(arguments.seed), CURRICULUM, by_chart, loss)
     minutes = (time.process_time() - started) / 60  # of CPU time, whatever else the machine is doing
     preset = {**trainee.preset, "reference_layer": REFERENCE_LAYER}
     # bfloat16 holds what the weights were rounded to, in half the file.
-    finish(trainee, arguments, minutes, MODEL_CARD, preset, by_chart, torch.bfloat16)
+    write_checkpoint(trainee, arguments, minutes, MODEL_CARD, preset, by_chart, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Needle videos: colour noise in which a few coloured glyphs are hidden.
 
-Time is counted in *temporal units*, the pair of frames that Qwen2.5-VL merges into one step. Both frames of a unit are
-equal. A frame is 56x56 pixels, a 2x2 grid of quadrants of 28x28 pixels, and each quadrant becomes one visual token.
+Time is counted in *temporal units*, a second of video in two equal frames: what every family's needle model has as one
+frame. A frame is 56x56 pixels, a 2x2 grid of quadrants of 28x28 pixels, and each quadrant becomes one visual token.
 """
 
 from __future__ import annotations

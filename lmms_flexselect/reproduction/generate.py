@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.reproduction.rows import METRICS, Run, runs
+from lmms_flexselect.reproduction.rows import METRICS, RunConfig, facts, runs
 
 FOLDERS = ("paper", "stock", "ablations")
 _WITH = {"none": "all tokens", "reference": "FlexSelect", "lite": "FlexSelect-Lite"}
 _PLACES = 'C="$(lmms-flexselect path run_configs)" T="$(lmms-flexselect path tasks)"'
 
 
-def render(run: Run) -> str:
+def render(run: RunConfig) -> str:
     """The file of a run: what it is to reproduce, how it is started, and what lmms-eval reads."""
     made_by = "Made by python -m lmms_flexselect.reproduction.generate: change lmms_flexselect/reproduction/table.yaml."
     comment = [*_heading(run), "", "To run it:", f"  {_PLACES}", *_training(run), *_launch(run), "", made_by]
@@ -35,7 +35,7 @@ def render(run: Run) -> str:
     )
 
 
-def _heading(run: Run) -> list[str]:
+def _heading(run: RunConfig) -> list[str]:
     own = "the paper's protocol" if run.protocol == "paper" else "lmms-eval's stock tasks"
     what = "Table 1" if run.about is None else "Ablation"
     lines = [f"{what}: {run.row} with {_WITH[run.selector]}, by {own}."]
@@ -50,19 +50,20 @@ def _heading(run: Run) -> list[str]:
     return lines
 
 
-def _training(run: Run) -> list[str]:
+def _training(run: RunConfig) -> list[str]:
     if not run.train:
         return []
+    training = facts()["training"]
     files = " ".join(f'"$C/train/{name}.yaml"' for name in run.train)
     return [
         "Train its selector first:",
         f"  lmms-flexselect train {files} \\",
-        "    --data llava_video_178k.yaml --videos LLaVA-Video-178K --score_cache scores \\",
+        f"    --data {training['data']} --videos {training['videos']} --score_cache scores \\",
         f"    --output_dir {run.arguments['selector_path']}",
     ]
 
 
-def _launch(run: Run) -> list[str]:
+def _launch(run: RunConfig) -> list[str]:
     rest = f'--config "$C/{run.path}" --include_path "$T"'
     if run.fills_a_node:
         return [

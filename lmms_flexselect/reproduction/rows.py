@@ -1,4 +1,4 @@
-"""The runs that reproduce the paper's tables, from `table.yaml`: which model class, which arguments, which tasks."""
+"""The paper's facts, `table.yaml`, and the runs that reproduce its tables: model class, arguments, tasks."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ METRICS = {
 }
 
 
+@cache
+def facts() -> dict[str, Any]:
+    """What `table.yaml` holds: the paper's numbers, protocols, families, models and ablations; not to be changed."""
+    return yaml.safe_load(files("lmms_flexselect.reproduction").joinpath("table.yaml").read_text("utf-8"))
+
+
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """One ``lmms-eval --config`` file.
 
     Attributes
     ----------
     path
-        Below ``run_configs``, e.g. ``paper/llava_video_7b_reference.yaml``.
+        Below ``run_configs``, ``paper/MODEL_SELECTOR.yaml`` and the like.
     row
-        The model as the paper's tables name it, e.g. ``LLaVA-Video-7B``.
+        The model as the paper's tables name it.
     protocol
         ``paper`` or ``stock``.
     about
@@ -66,27 +72,29 @@ class Run:
         return self.arguments["device_map"] == "auto"
 
 
-def runs() -> list[Run]:
+def runs() -> list[RunConfig]:
     """All of them: table 1 by the paper's protocol and by the stock one, then the ablations."""
     return [*table_1(), *ablations()]
 
 
-def table_1() -> list[Run]:
+def table_1() -> list[RunConfig]:
     """Of each protocol and model: nothing selected, FlexSelect, and FlexSelect-Lite where a selector is published."""
-    table, made = _table(), []
+    table, made = facts(), []
     for protocol in table["protocols"]:
         for row, model in table["models"].items():
             for selector in ("none", "reference", *(("lite",) if "lite" in model else ())):
-                numbers = next(n for n in _paper()["table1"] if (n["model"], n["selector"]) == (row, selector))
+                numbers = next(
+                    n for n in table["published"]["table1"] if (n["model"], n["selector"]) == (row, selector)
+                )
                 path = f"{protocol}/{_name(row)}_{selector}.yaml"
                 made.append(_run(path, row, protocol, {"selector": selector}, published=_metrics(numbers)))
     return made
 
 
-def ablations() -> list[Run]:
+def ablations() -> list[RunConfig]:
     """All by the paper's protocol, a file a point."""
     made = []
-    for name, ablation in _table()["ablations"].items():
+    for name, ablation in facts()["ablations"].items():
         for point, changed in ablation["points"].items():
             own = {**ablation.get("with", {}), **changed}
             train, label = own.pop("train", ()), own.pop("published", None)
@@ -106,14 +114,16 @@ def ablations() -> list[Run]:
     return made
 
 
-def _run(path: str, row: str, protocol: str, own: Mapping[str, Any], tasks: tuple[str, ...] = (), **rest: Any) -> Run:
+def _run(
+    path: str, row: str, protocol: str, own: Mapping[str, Any], tasks: tuple[str, ...] = (), **rest: Any
+) -> RunConfig:
     """With the arguments of the model, its family and the protocol; those of `own` win."""
-    table = _table()
+    table = facts()
     model = table["models"][row]
     family = table["families"][model["family"]]
     by_protocol = family.get(protocol, {})
     tasks = tasks or tuple(table["protocols"][protocol]["tasks"])
-    return Run(
+    return RunConfig(
         path,
         row,
         protocol,
@@ -135,7 +145,7 @@ def _arguments(
     if selector == "reference":
         made["reference_layer"] = model["reference_layer"]
     if selector != "none":
-        made |= {**family["selecting"], **_table()["protocols"][protocol]["selecting"]}
+        made |= {**family["selecting"], **facts()["protocols"][protocol]["selecting"]}
     made[family["frames"]] = frames
     made |= {**family["arguments"], **family.get(protocol, {}).get("arguments", {})}
     if selector == "lite":
@@ -149,8 +159,8 @@ def _of_ablation(table: str | None, label: Any) -> dict[str, float]:
     if table is None:
         return {}
     if table == "selector_size":
-        return _metrics(next(each for each in _paper()[table] if each["params"] == label))
-    return {"videomme": _paper()["ablations"][table][label]}
+        return _metrics(next(each for each in facts()["published"][table] if each["params"] == label))
+    return {"videomme": facts()["published"]["ablations"][table][label]}
 
 
 def _metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
@@ -160,13 +170,3 @@ def _metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
 def _name(row: str) -> str:
     """A model's name as files have it."""
     return row.lower().replace("-", "_").replace(".", "_")
-
-
-@cache
-def _table() -> dict[str, Any]:
-    return yaml.safe_load(files("lmms_flexselect.reproduction").joinpath("table.yaml").read_text())
-
-
-@cache
-def _paper() -> dict[str, Any]:
-    return yaml.safe_load(files("lmms_flexselect").joinpath("scores/paper_results.yaml").read_text())

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.scores.paper import FRAMES
+from lmms_flexselect.scores.paper import frames_options
 from lmms_flexselect.scores.results import read_runs
 from lmms_flexselect.scores.runs import Run, distinct_names, refuse_problems
 from lmms_flexselect.scores.statistics import stderr
 
+FRAMES = "frames"
+"""Stands for whatever each family calls the option that says how many frames are read."""
+
 # What a selector's folder tells by its name, the last of such words in it: "size_1_8b" and "1.8B", "share_05" (percent)
 # and "share_0.05".
-_OF_SELECTOR = {
+_FROM_NAME = {
     "selector_size": re.compile(r"(\d+(?:[._]\d+)?)b(?![a-z0-9])", re.IGNORECASE),
     "share": re.compile(r"share[_=-]?(\d+(?:\.\d+)?)", re.IGNORECASE),
 }
-# Selectors that have an option without heeding it: a level, not a curve.
-_NOT_HEEDED = {
+# Selectors that an option changes nothing for: a level, not a curve.
+_WITHOUT_EFFECT = {
     "reference_layer": {"none", "uniform", "random", "lite"},
     "token_budget": {"none"},
     "max_frames_per_set": {"none"},
@@ -85,7 +88,7 @@ def curves(results: Iterable[Path | str], over: str, at: Mapping[str, float] | N
         rest, value = _without(run, over, at or {})
         groups.setdefault(rest.identity(), []).append((replace(rest, scores=run.scores), value))
     for (_, _, selector, _), members in groups.items():
-        if selector in _NOT_HEEDED.get(over, ()) and len(members) > 1:
+        if selector in _WITHOUT_EFFECT.get(over, ()) and len(members) > 1:
             raise OptionError(
                 f"--over {over}: says nothing to {members[0][0].name}, which is there {len(members)} times"
             )
@@ -93,7 +96,7 @@ def curves(results: Iterable[Path | str], over: str, at: Mapping[str, float] | N
     names = distinct_names([members[0][0] for members in groups.values()])
     made: dict[tuple[str, str], Curve] = {}
     for name, members in zip(names, groups.values(), strict=True):
-        level = members[0][0].selector in _NOT_HEEDED.get(over, ())
+        level = members[0][0].selector in _WITHOUT_EFFECT.get(over, ())
         for run, value in members:
             for task, score in run.scores.items():
                 curve = made.setdefault((task, name), Curve(task, name, level=level))
@@ -110,23 +113,23 @@ def _without(run: Run, over: str, at: Mapping[str, float]) -> tuple[Run, Any]:
     if over == "selector":
         names, value = {"selector_path"}, run.selector or "-"
         run = replace(run, selector="")
-    elif over in _OF_SELECTOR:
-        names, value = {"selector_path"}, _told(run, over, at)
+    elif over in _FROM_NAME:
+        names, value = {"selector_path"}, _from_name(run, over, at)
     else:
-        names = FRAMES - {"fps"} if over == "frames" or over in FRAMES - {"fps"} else {over}
+        names = set(frames_options()) if over == FRAMES or over in frames_options() else {over}
         value = next((run.options[name] for name in sorted(names) if name in run.options), None)
     rest = {name: other for name, other in run.options.items() if name not in names}
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return replace(run, options=rest), value if number else str(value)
 
 
-def _told(run: Run, over: str, at: Mapping[str, float]) -> float | str:
-    if run.selector in _NOT_HEEDED[over]:
+def _from_name(run: Run, over: str, at: Mapping[str, float]) -> float | str:
+    if run.selector in _WITHOUT_EFFECT[over]:
         return "-"
     name = str(run.options.get("selector_path"))
     if name in at:
         return at[name]
-    if not (found := _OF_SELECTOR[over].findall(name)):
+    if not (found := _FROM_NAME[over].findall(name)):
         raise OptionError(f"--over {over}: the name {name} does not tell it; add --at {name}=NUMBER")
     number = float(found[-1].replace("_", "."))
     return 100 * number if over == "share" and "." in found[-1] else number
@@ -136,11 +139,13 @@ def _check_varies(groups: Mapping[Any, Sequence[tuple[Run, Any]]], runs: list[Ru
     if any(len({value for _, value in members}) > 1 for members in groups.values()):
         return
     values = sorted({str(value) for members in groups.values() for _, value in members} - {"-", "None"})
-    others = sorted({name for run in runs for name in run.options})
-    differing = [name for name in others if len({str(run.options.get(name)) for run in runs}) > 1]
+    names = sorted({name for run in runs for name in run.options})
+    differing = [name for name in names if len({str(run.options.get(name)) for run in runs}) > 1]
     if len({run.selector for run in runs}) > 1:
         differing.append("selector")
-    said = f"these {len(runs)} runs differ in {', '.join(differing)}" if differing else "these runs differ in no option"
+    others = (
+        f"these {len(runs)} runs differ in {', '.join(differing)}" if differing else "these runs differ in no option"
+    )
     if len(values) > 1:
-        raise OptionError(f"--over {over}: no two runs differ in it alone; {said}")
-    raise OptionError(f"--over {over}: {f'is {values[0]} in every run' if values else 'no run has it'}; {said}")
+        raise OptionError(f"--over {over}: no two runs differ in it alone; {others}")
+    raise OptionError(f"--over {over}: {f'is {values[0]} in every run' if values else 'no run has it'}; {others}")

@@ -117,8 +117,8 @@ def _check_run(expected: ExpectedRun, name: str, run: Run | None, runs: list[Run
         found = ", ".join(dict.fromkeys(other.name for other in runs))
         return _errors(expected, name, f"no such run; found: {found}")
     if differences := option_differences(expected.options, run.options):
-        told = "; ".join(f"{option} was {was}, now {now}" for option, (was, now) in differences.items())
-        return _errors(expected, name, f"other options: {told} ({run.file})")
+        changed = "; ".join(f"{option} was {was}, now {now}" for option, (was, now) in differences.items())
+        return _errors(expected, name, f"other options: {changed} ({run.file})")
     return [_check_task(_case(name, task), task, run) for task in expected.tasks]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from lmms_flexselect.checkpoints import published_model
-from lmms_flexselect.families.spec import families, published_models
-from lmms_flexselect.presets import preset
+from lmms_flexselect.families.spec import families
+from lmms_flexselect.reproduction.rows import RunConfig, facts, table_1
 from lmms_flexselect.scores.runs import Run
 
 # Columns of the paper's table 1 by lmms-eval's tasks, its own and those of the paper's protocol.
@@ -29,20 +27,14 @@ LONG = ", long"
 """Behind the name of a VideoMME task: its long videos alone."""
 
 _SUBTITLES = "flexselect_paper_longvideobench_sub"
-FRAMES = {*(family.frames_option for family in families().values()), "fps"}
-"""What families call the option that says how many frames are read."""
-
-_SELECTING = {"reference_layer", "token_budget", "max_frames_per_set", "reduction", "budget_remainder"}
+# Arguments of the paper's runs that choose files and hardware, or that no answer of its own is known to depend on.
+_NOT_COMPARED = {"pretrained", "selector", "selector_path", "dtype", "device_map", "strict", "attn_implementation"}
 
 
-# What the paper ran its models with beside their presets.
-_OWN_OPTIONS: dict[str, dict[str, Any]] = {
-    "qwen2_5_vl": {"seconds_per_unit": 1.0},
-    "llava_vid": {},
-    "internvl_hf": {"frame_labels": "bare"},
-}
-_TABLE_1 = ("LLaVA-Video-7B", "LLaVA-Video-72B", "Qwen2.5-VL-7B", "Qwen2.5-VL-72B", "InternVL2.5-8B")
-_MODELS = {name: published_models()[name] for name in _TABLE_1}
+@cache
+def frames_options() -> frozenset[str]:
+    """What families call the option that says how many frames are read."""
+    return frozenset(spec.frames_option for spec in families().values())
 
 
 def published(run: Run, task: str) -> float | None:
@@ -50,7 +42,7 @@ def published(run: Run, task: str) -> float | None:
     name = model_of(run)
     column = _COLUMNS.get(task.removesuffix(LONG), "")
     column += "_long" if task.endswith(LONG) else ""
-    rows = (row for row in _table() if (row["model"], row["selector"]) == (name, run.selector))
+    rows = (row for row in facts()["published"]["table1"] if (row["model"], row["selector"]) == (name, run.selector))
     return next((float(row[column]) for row in rows if column in row), None)
 
 
@@ -58,52 +50,49 @@ def ablation(option: str, task: str) -> tuple[str, dict[float, float]] | None:
     """The paper's curve over an option: whose it is, and accuracy in percent by value; None if it has none of the task.
 
     ``frames``, ``token_budget``, ``share`` (percent of the training data) and ``selector_size`` (billions of
-    parameters); the first three are of VideoMME alone.
+    parameters); all but the last are of VideoMME alone.
     """
     column = _COLUMNS.get(task)
-    if option == "selector_size" and column is not None:
-        return "paper, InternVL2.5-8B", {float(row["params"][:-1]): row[column] for row in _numbers()["selector_size"]}
-    if option not in _ABLATIONS or column != "videomme":
+    about = next((each for each in facts()["ablations"].values() if each.get("over") == option), None)
+    if about is None or column is None:
         return None
-    block, conditions = _ABLATIONS[option]
-    return f"paper, LLaVA-Video-7B, {conditions}", _numbers()["ablations"][block]
-
-
-_ABLATIONS = {
-    "frames": ("input_frames_at_budget_6720", "6,720 tokens"),
-    "token_budget": ("budget_at_512_frames", "512 frames"),
-    "share": ("training_data_percent_at_64_frames_1680_tokens", "lite, 64 frames, 1,680 tokens"),
-}
+    name = ", ".join(["paper", about["model"], *([about["at"]] if "at" in about else [])])
+    numbers = facts()["published"]
+    if about["published"] in numbers:
+        return name, {float(row["params"][:-1]): row[column] for row in numbers[about["published"]]}
+    return (name, numbers["ablations"][about["published"]]) if column == "videomme" else None
 
 
 def model_of(run: Run) -> str | None:
     """The paper's name of a run's model; None if it is not the paper's."""
     name = published_model(run.checkpoint)
-    return name if name in _MODELS else None
+    return name if name in facts()["models"] else None
 
 
 def departures(run: Run, task: str) -> list[str]:
     """What a run of one of the paper's models does otherwise than the paper's, a phrase each."""
-    family, model = _MODELS[model_of(run) or ""]
-    settings = {**preset(family.name, model.checkpoint, None, model.num_layers), **_OWN_OPTIONS[family.name]}
-    settings |= {"max_frames_per_set": 64, "reduction": "max", "budget_remainder": "drop"}
-    ignored = {"reference": set(), "lite": {"reference_layer", "reduction"}, "none": _SELECTING | FRAMES}[run.selector]
-    found = {name: (run.options.get(name), value) for name, value in settings.items() if name not in ignored}
-    said = [f"{name}={own}, the paper's {theirs}" for name, (own, theirs) in found.items() if own != theirs]
+    papers = _paper_run(model_of(run), run.selector)
+    frames = frames_options() | {"fps"}
+    unknown = frames if run.selector == "none" else set()
+    found = [
+        f"{name}={run.options[name]}, the paper's {value}"
+        for name, value in _compared(papers.arguments).items()
+        if name in run.options and name not in unknown and run.options[name] != value
+    ]
     if run.selector == "none":
-        frames = ", ".join(f"{name}={run.options[name]}" for name in sorted(FRAMES & set(run.options)))
-        said.append(f"{frames}: how many frames the paper's baseline read is not known")
+        read = ", ".join(f"{name}={run.options[name]}" for name in sorted(frames & set(run.options)))
+        found.append(f"{read}: how many frames the paper's baseline read is not known")
     if not task.startswith("flexselect_paper_"):
-        said.append("lmms-eval's prompts and parsers, not the paper's")
-    elif _COLUMNS.get(task) == "longvb" and (task == _SUBTITLES) != (family.name == "internvl_hf"):
-        said.append(f"{'with' if task == _SUBTITLES else 'without'} subtitles, unlike the paper's")
-    return said
+        found.append("lmms-eval's prompts and parsers, not the paper's")
+    elif _COLUMNS.get(task) == "longvb" and task not in papers.tasks:
+        found.append(f"{'with' if task == _SUBTITLES else 'without'} subtitles, unlike the paper's")
+    return found
 
 
-def _table() -> list[dict[str, Any]]:
-    return _numbers()["table1"]
+def _paper_run(model: str | None, selector: str) -> RunConfig:
+    runs = (run for run in table_1() if run.protocol == "paper")
+    return next(run for run in runs if (run.row, run.selector) == (model, selector))
 
 
-@cache
-def _numbers() -> dict[str, Any]:
-    return yaml.safe_load(files("lmms_flexselect.scores").joinpath("paper_results.yaml").read_text("utf-8"))
+def _compared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _NOT_COMPARED}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.families.spec import families
-from lmms_flexselect.scores.ablations import Curve, curves
-from lmms_flexselect.scores.paper import ablation
+from lmms_flexselect.plotting import pyplot
+from lmms_flexselect.scores.ablations import FRAMES, Curve, curves
+from lmms_flexselect.scores.paper import ablation, frames_options
 
 _LABELS = {
     "frames": "input frames",
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("ablation.png"), help="the PNG; its folder is made")
     given = parser.parse_args(words)
-    over = "frames" if given.over in [family.frames_option for family in families().values()] else given.over
+    over = FRAMES if given.over in frames_options() else given.over
     found = curves(given.results, over, _places(given.at))
     print(table(found, over), end="")
     try:
@@ -88,20 +88,8 @@ def _known(error: float) -> float | None:
 
 
 def draw(found: list[Curve], over: str, path: Path) -> None:
-    """Write the panels as PNG; error bars are standard errors.
-
-    Raises
-    ------
-    FlexSelectError
-        If matplotlib is missing.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise FlexSelectError(f"pictures need matplotlib: pip install 'lmms-flexselect[demo]' ({error})") from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Write the panels as PNG; error bars are standard errors."""
+    plt = pyplot()
     tasks = list(dict.fromkeys(curve.task for curve in found))
     across = min(_COLUMNS, len(tasks))
     down = -(-len(tasks) // across)

@@ -107,7 +107,7 @@ def _score(file: Path, content: dict[str, Any], task: str) -> Score:
     values, config = mapping(content["results"][task]), mapping(content["configs"].get(task))
     metric, key, value = _metric(values, config)
     score = Score(task, metric, math.nan)
-    score.n, score.of = _asked(mapping(content["n-samples"].get(task)), content["config"])
+    score.n, score.of = _question_counts(mapping(content["n-samples"].get(task)), content["config"])
     if value is None or not math.isfinite(value):
         score.problem = (
             f"{file}: {task} has no score: {metric or 'nothing'} is {'not there' if value is None else value}"
@@ -153,14 +153,14 @@ def _metric(values: dict[str, Any], config: dict[str, Any]) -> tuple[str, str, f
     return (names[0] if names else ""), "", None
 
 
-def _asked(counts: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
+def _question_counts(counts: dict[str, Any], config: dict[str, Any]) -> tuple[int, int]:
     """How many questions were asked, of how many; lmms-eval's "effective" knows of no offset, nor of a share."""
     of, n = counts.get("original"), counts.get("effective")
     if not isinstance(of, int) or not isinstance(n, (int, float)):
         return 0, 0
     offset = config.get("offset")
-    asked = math.ceil(of * n) if 0 < n < 1 else int(n)
-    return max(0, min(asked, of - (offset if isinstance(offset, int) else 0))), of
+    count = math.ceil(of * n) if 0 < n < 1 else int(n)
+    return max(0, min(count, of - (offset if isinstance(offset, int) else 0))), of
 
 
 def _points(value: float, metric: str, samples: Samples | None) -> float:

@@ -12,7 +12,7 @@ from lmms_flexselect.presets import OPERATIONAL, PLACEMENT
 # Where and how it ran, or what stands elsewhere: answers are the same with others.
 _NOT_OPTIONS = {"pretrained", "selector", "upstream", "checkpoint", "torch_dtype", *PLACEMENT, *OPERATIONAL}
 # Of lmms-eval's own command line: what changes questions or answers. Named in an expectation only where it is set.
-_ASKED_WITH = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
+_EVALUATION_ARGUMENTS = ("gen_kwargs", "num_fewshot", "system_instruction", "apply_chat_template", "offset", "repeats")
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def run_options(resolved: dict[str, Any], config: dict[str, Any], line: dict[str
     options = {name: _plain(value) for name, value in merged.items() if name not in _NOT_OPTIONS}
     if isinstance(options.get("selector_path"), str):
         options["selector_path"] = checkpoint_name(options["selector_path"])
-    for name in _ASKED_WITH:
+    for name in _EVALUATION_ARGUMENTS:
         value = line.get(name, config.get(name))
         if value and (name, value) != ("repeats", 1):
             options[name] = _plain(value)

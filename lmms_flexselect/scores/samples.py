@@ -55,8 +55,8 @@ class Samples:
         """What each question counts, so that the mean of ``weight * correct`` is the task's score."""
         if not self.types:
             return [1.0] * len(self.correct)
-        asked = Counter(self.types)
-        return [len(self.types) / (self.num_types * asked[name]) for name in self.types]
+        counts = Counter(self.types)
+        return [len(self.types) / (self.num_types * counts[name]) for name in self.types]
 
     def score(self) -> float:
         """The task's score, 0..1."""
@@ -198,5 +198,5 @@ def _task_hash(samples: Sequence[dict[str, Any]]) -> str:
 
 
 def _fingerprint(samples: Sequence[dict[str, Any]]) -> str:
-    asked = [(sample["doc_id"], sample.get("input"), sample.get("target")) for sample in samples]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    questions = [(sample["doc_id"], sample.get("input"), sample.get("target")) for sample in samples]
+    return hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()[:8]

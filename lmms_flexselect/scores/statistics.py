@@ -70,7 +70,7 @@ def _of_videos(correct: Sequence[float], videos: Sequence[Hashable]) -> float:
     if videos:
         try:
             return clustered_stderr(list(correct), list(videos))
-        except ValueError:  # videos so much alike that its estimate of the variance is below zero
+        except ValueError:  # videos whose scores hardly differ: its estimate of the variance is below zero
             pass
     return mean_stderr(list(correct))
 

@@ -1,4 +1,4 @@
-"""``lmms-flexselect show``: a page and pictures of what selection sees, of a question or of a finished run."""
+"""``lmms-flexselect show``: a page and pictures of what selection sees, of a question or of a run's dump."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, first_line
+from lmms_flexselect.plotting import pyplot
 
 if TYPE_CHECKING:
-    from lmms_flexselect.show.views import Shown
+    from lmms_flexselect.show.views import VideoQuestion
 
 _ALONE = ("model", "model_args", "layers", "max_new_tokens")  # of a question
 _OF_DUMPS = ("samples", "compare_samples", "only", "limit", "videos")
@@ -21,11 +22,12 @@ _MOST = 12
 def main(words: list[str]) -> int:
     """``lmms-flexselect show VIDEO QUESTION`` or ``show --dump FOLDER``; returns the exit status."""
     given = _parser().parse_args(words)
-    name, made = (_finished if given.dump else _asked)(given)
+    pyplot()
+    name, made = (_of_dump if given.dump else _of_question)(given)
     for each in made:
         for view in each.views:
-            told = "" if view.answer is None else f"; answer: {view.answer.strip()}"
-            print(f"{each.title}: {view.name}: {view.kept_of_frames.sum()} of {view.tokens} tokens kept{told}")
+            answer = "" if view.answer is None else f"; answer: {view.answer.strip()}"
+            print(f"{each.title}: {view.name}: {view.kept_of_frames.sum()} of {view.tokens} tokens kept{answer}")
     write(made, Path(given.output), name)
     return 0
 
@@ -41,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="other model arguments to see beside (selector=lite), may be repeated; with --dump: another run's folder",
     )
-    asked = parser.add_argument_group("a question about a video")
-    asked.add_argument("--model", help="as lmms-eval's; default qwen2_5_vl_flexselect")
-    asked.add_argument("--model_args", help="as lmms-eval's; default pretrained=needle")
-    asked.add_argument("--layers", help="see several reference layers: all, or such as 0,4-7")
-    asked.add_argument("--max_new_tokens", type=int, help="of the answer; default 16")
+    question = parser.add_argument_group("a question about a video")
+    question.add_argument("--model", help="as lmms-eval's; default: the first that the demo runs")
+    question.add_argument("--model_args", help="as lmms-eval's; default pretrained=needle")
+    question.add_argument("--layers", help="see several reference layers: all, or such as 0,4-7")
+    question.add_argument("--max_new_tokens", type=int, help="of the answer; default 16")
     run = parser.add_argument_group("a finished run")
     run.add_argument("--dump", type=Path, help="the folder of its dump_selection=")
     run.add_argument("--samples", type=Path, nargs="+", help="its samples files, or their folder")
@@ -62,18 +64,19 @@ def _refuse(given: argparse.Namespace, names: tuple[str, ...], why: str) -> None
             raise OptionError(f"--{name}: {why}")
 
 
-def _asked(given: argparse.Namespace) -> tuple[str, list[Shown]]:
+def _of_question(given: argparse.Namespace) -> tuple[str, list[VideoQuestion]]:
     if given.video is None or given.question is None:
         raise OptionError('give a video and a question (show VIDEO "QUESTION"), or --dump FOLDER of a finished run')
     _refuse(given, _OF_DUMPS, "goes with --dump")
     from loguru import logger
 
-    from lmms_flexselect.show.asking import ask
+    from lmms_flexselect.demo import demo_runs
+    from lmms_flexselect.show.question import views_of_question
 
     logger.remove()  # loading a model says much
     logger.add(sys.stderr, level="WARNING", format="{message}")
-    made = ask(
-        given.model or "qwen2_5_vl_flexselect",
+    made = views_of_question(
+        given.model or demo_runs()[0]["model"],
         given.model_args or "pretrained=needle",
         given.compare,
         given.video,
@@ -84,7 +87,7 @@ def _asked(given: argparse.Namespace) -> tuple[str, list[Shown]]:
     return Path(given.video).stem, made
 
 
-def _finished(given: argparse.Namespace) -> tuple[str, list[Shown]]:
+def _of_dump(given: argparse.Namespace) -> tuple[str, list[VideoQuestion]]:
     if given.video is not None:
         raise OptionError(f"{given.video}: give a video and a question, or --dump, not both")
     _refuse(given, _ALONE, "goes with a video and a question, not with --dump")
@@ -96,10 +99,10 @@ def _finished(given: argparse.Namespace) -> tuple[str, list[Shown]]:
         raise OptionError(f"--only {given.only}: goes with --samples, which tell what was right")
     if given.limit is not None and given.limit < 1:
         raise OptionError(f"--limit {given.limit}: must be at least 1")
-    from lmms_flexselect.show.finished import read_finished
+    from lmms_flexselect.show.dumps import read_dumps
 
     compare = Path(given.compare[0]) if given.compare else None
-    made = read_finished(
+    made = read_dumps(
         given.dump, given.samples or (), compare, given.compare_samples or (), given.only, given.limit or _MOST
     )
     if given.videos is not None:
@@ -108,20 +111,17 @@ def _finished(given: argparse.Namespace) -> tuple[str, list[Shown]]:
     return given.dump.name, made
 
 
-def write(made: list[Shown], folder: Path, title: str) -> None:
+def write(made: list[VideoQuestion], folder: Path, title: str) -> None:
     """Write ``page.html`` and a PNG of every view into a folder; prints the path of each as it is done.
 
     Raises
     ------
     FlexSelectError
-        If a video cannot be read, the folder cannot be written, or matplotlib is missing.
+        If a video cannot be read, or the folder cannot be written.
     """
-    try:
-        from lmms_flexselect.show.sheet import contact_sheet
-    except ImportError as error:
-        raise FlexSelectError(f"pictures need matplotlib: pip install 'lmms-flexselect[demo]' ({error})") from None
-    from lmms_flexselect.show.frames import thumbnails
     from lmms_flexselect.show.page import page
+    from lmms_flexselect.show.sheet import contact_sheet
+    from lmms_flexselect.show.views import thumbnails
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

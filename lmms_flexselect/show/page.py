@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lmms_flexselect.show.views import Shown, View
+from lmms_flexselect.show.views import VideoQuestion, View
 
 _LEVELS = 126  # a cell is a byte: the highest bit is whether it stayed, the others are 0 (not scored) or 1 + its rank
 _KEPT_BIT = 128
 
 
-def page(samples: list[Shown], pictures: dict[tuple[str, tuple[int, ...]], list[np.ndarray]], title: str) -> str:
+def page(
+    samples: list[VideoQuestion], pictures: dict[tuple[str, tuple[int, ...]], list[np.ndarray]], title: str
+) -> str:
     """The page's text.
 
     Parameters
@@ -26,7 +28,7 @@ def page(samples: list[Shown], pictures: dict[tuple[str, tuple[int, ...]], list[
     samples
         What to step through.
     pictures
-        The frames of each video, ``(height, width, 3)`` uint8 each, by its path and `Shown.indices`.
+        The frames of each video, ``(height, width, 3)`` uint8 each, by its path and `VideoQuestion.indices`.
     title
         Of the page.
     """
@@ -49,17 +51,17 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _sample(shown: Shown, video: int) -> dict[str, Any]:
+def _sample(of: VideoQuestion, video: int) -> dict[str, Any]:
     return {
-        "title": shown.title,
-        "question": shown.question,
-        "target": shown.target,
-        "path": shown.path,
+        "title": of.title,
+        "question": of.question,
+        "target": of.target,
+        "path": of.path,
         "video": video,
-        "indices": shown.indices,
-        "seconds": [round(second, 2) for second in shown.seconds],
-        "grid": list(shown.views[0].kept.shape),
-        "views": [_view(view) for view in shown.views],
+        "indices": of.indices,
+        "seconds": [round(second, 2) for second in of.seconds],
+        "grid": list(of.views[0].kept.shape),
+        "views": [_view(view) for view in of.views],
     }
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from PIL import Image
 
-from lmms_flexselect.show.frames import thumbnails
-from lmms_flexselect.show.views import Shown, View, shown
+from lmms_flexselect.plotting import pyplot
+from lmms_flexselect.show.views import VideoQuestion, View, read_views, thumbnails
 
 _DIMMED = 0.35
 _GLOW = 0.85  # of the most relevant token that was dropped
@@ -28,11 +24,11 @@ _KEPT = "#c2410c"
 
 def dumped_sheet(dump: Path, path: Path) -> None:
     """Write the first video of a `dump_selection` file as PNG; see `contact_sheet`."""
-    first = shown(dump, "selection")[0]
+    first = read_views(dump, "selection")[0]
     contact_sheet(first, first.views[0], thumbnails(first.path, first.indices), path)
 
 
-def contact_sheet(of: Shown, view: View, pictures: list[np.ndarray], path: Path) -> None:
+def contact_sheet(of: VideoQuestion, view: View, pictures: list[np.ndarray], path: Path) -> None:
     """Write one view as PNG.
 
     Frames in their order with their numbers; dropped tokens dimmed and warm where their relevance ranks high in their
@@ -48,6 +44,7 @@ def contact_sheet(of: Shown, view: View, pictures: list[np.ndarray], path: Path)
     path
         Of the PNG.
     """
+    plt = pyplot()
     frames = len(pictures)
     width = next(width for most, width in _TILES if frames <= most)
     tiles = [_tile(picture, view, number, width) for number, picture in enumerate(pictures)]
@@ -68,14 +65,14 @@ def contact_sheet(of: Shown, view: View, pictures: list[np.ndarray], path: Path)
     _tiled(best, large, ranked, _RANKED, view)
     scored = not np.isnan(view.best).all()
     best.set_title("most relevant frames" if scored else "frames that kept most tokens", loc="left", fontsize=9)
-    told = f"{view.name}: {view.kept_of_frames.sum():,} of {view.tokens:,} visual tokens kept"
-    said = "" if view.answer is None else f"; answer: {view.answer.strip() or '(empty)'}{_verdict(view, of)}"
-    figure.suptitle(f"{of.title}: {of.question.strip()}\n{told}{said}".replace("$", r"\$"), fontsize=10)
+    kept = f"{view.name}: {view.kept_of_frames.sum():,} of {view.tokens:,} visual tokens kept"
+    answer = "" if view.answer is None else f"; answer: {view.answer.strip() or '(empty)'}{_verdict(view, of)}"
+    figure.suptitle(f"{of.title}: {of.question.strip()}\n{kept}{answer}".replace("$", r"\$"), fontsize=10)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def _verdict(view: View, of: Shown) -> str:
+def _verdict(view: View, of: VideoQuestion) -> str:
     if view.correct is None:
         return ""
     verdict = "right" if view.correct == 1 else "wrong" if view.correct == 0 else f"{view.correct:.2g} right"
@@ -108,7 +105,7 @@ def _edges(row: np.ndarray, column: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _tiled(axes: Axes, tiles: list[np.ndarray], numbers: list[int], across: int, view: View) -> None:
+def _tiled(axes: Any, tiles: list[np.ndarray], numbers: list[int], across: int, view: View) -> None:
     high, wide = tiles[0].shape[0] + _GAP, tiles[0].shape[1] + _GAP
     canvas = np.full((-(-len(tiles) // across) * high, across * wide, 3), 255, np.uint8)
     of_frames = view.kept_of_frames
@@ -123,7 +120,7 @@ def _tiled(axes: Axes, tiles: list[np.ndarray], numbers: list[int], across: int,
     axes.set_axis_off()
 
 
-def _strip(axes: Axes, of: Shown, view: View) -> None:
+def _strip(axes: Any, of: VideoQuestion, view: View) -> None:
     seconds = np.array(of.seconds)
     step = float(np.diff(seconds).mean()) if len(seconds) > 1 else 1.0
     axes.bar(seconds, view.kept_of_frames, width=step * 0.9, align="edge", color=_KEPT)

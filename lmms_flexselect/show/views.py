@@ -1,20 +1,25 @@
-"""From a selection that was dumped to what is drawn: cells of the pictures, and what was kept beside them."""
+"""What is drawn of a dumped selection: small frames, their cells, and what was kept beside these."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy.stats import rankdata
 
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import FlexSelectError, first_line
+from lmms_flexselect.families.spec import families
+from lmms_flexselect.video_file import open_video
 
 _ARRAYS = {"kept", "scores", "frame", "video", "frame_set", "grids"}
-_MARKS = 2  # InternVL's <img> and </img>
+# Widest picture by how many frames there are, so that a page stays some megabytes long.
+_WIDTHS = ((64, 224), (256, 160), (10**9, 112))
 
 
 @dataclass
@@ -33,7 +38,7 @@ class View:
     best
         ``(frames,)`` float32: the highest relevance score of each frame; NaN where nothing was scored.
     beside
-        ``(frames,)`` int64: kept tokens that are no part of the picture (InternVL's marks, LLaVA-Video's newlines).
+        ``(frames,)`` int64: kept tokens that are no part of the picture (marks around a frame, newlines).
     frame_set
         ``(frames,)`` int64: the frame set of each frame, counted from 0.
     tokens
@@ -66,7 +71,7 @@ class View:
 
 
 @dataclass
-class Shown:
+class VideoQuestion:
     """One question about one video, and how selectors saw it.
 
     Attributes
@@ -115,8 +120,8 @@ def read_dump(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, sample
 
 
-def shown(path: Path, name: str) -> list[Shown]:
-    """What a dumped selection is of: one `Shown` a video of its prompt, each with one view of this name.
+def read_views(path: Path, name: str) -> list[VideoQuestion]:
+    """A dumped selection: one `VideoQuestion` a video of its prompt, each with one view of this name.
 
     Raises
     ------
@@ -124,6 +129,8 @@ def shown(path: Path, name: str) -> list[Shown]:
         If it is no such file, or its tokens do not lie as its grids say.
     """
     arrays, sample = read_dump(path)
+    spec = families().get(str(sample.get("family")))
+    behind_row = 0 if spec is None else spec.tokens_behind_row
     title = f"{sample.get('task') or path.stem}, document {sample.get('doc_id')}"
     found = []
     for number, (frames, rows, columns) in enumerate(arrays["grids"].tolist()):
@@ -134,26 +141,29 @@ def shown(path: Path, name: str) -> list[Shown]:
         several = f", video {number + 1} of {len(arrays['grids'])}" if len(arrays["grids"]) > 1 else ""
         own = {n: arrays[n][arrays["video"] == number] for n in ("kept", "scores", "frame", "frame_set")}
         try:
-            view = _view(name, own, (frames, rows, columns), newline=sample.get("family") == "llava_vid")
+            view = _view(name, own, (frames, rows, columns), behind_row)
         except ValueError as error:
             raise FlexSelectError(f"{path}: {error}") from None
-        found.append(Shown(title + several, str(sample.get("question", "")), str(of["path"]), indices, seconds, [view]))
+        found.append(
+            VideoQuestion(title + several, str(sample.get("question", "")), str(of["path"]), indices, seconds, [view])
+        )
     return found
 
 
-def _view(name: str, own: dict[str, np.ndarray], grid: tuple[int, int, int], newline: bool) -> View:
+def _view(name: str, own: dict[str, np.ndarray], grid: tuple[int, int, int], behind_row: int) -> View:
+    """`behind_row` tokens of each row of the grid are none of the picture, nor are those that a frame has beside it."""
     frames, rows, columns = grid
     tokens = len(own["frame"])
     a_frame = tokens // frames
     marks = a_frame - rows * columns
-    if tokens != frames * a_frame or marks not in (0, _MARKS) or (np.diff(own["frame"]) < 0).any():
+    if tokens != frames * a_frame or marks < 0 or marks % 2 or (np.diff(own["frame"]) < 0).any():
         raise ValueError(f"{tokens} visual tokens do not lie as {frames} x {rows} x {columns}")
-    before = marks // 2
+    before = marks // 2  # as many behind
 
     def cells(values: np.ndarray) -> np.ndarray:
         of_frames = values.reshape(frames, a_frame)[:, before : a_frame - before]
         in_rows = of_frames.reshape(frames, rows, columns)
-        return in_rows[..., : columns - newline]  # a row of LLaVA-Video's ends with a token of no place in the picture
+        return in_rows[..., : columns - behind_row]
 
     kept = cells(own["kept"])
     by_frame = own["scores"].reshape(frames, a_frame)
@@ -173,7 +183,7 @@ def _view(name: str, own: dict[str, np.ndarray], grid: tuple[int, int, int], new
 
 
 def _ranks(scores: np.ndarray, frame_set: np.ndarray) -> np.ndarray:
-    """0..1 within each frame set, ties alike; the sets are what a score is compared in."""
+    """0..1 within each frame set, in which alone scores are comparable; equal scores have equal ranks."""
     ranks = np.full(len(scores), np.nan, np.float32)
     for number in np.unique(frame_set):
         of_set = np.flatnonzero((frame_set == number) & ~np.isnan(scores))
@@ -182,7 +192,7 @@ def _ranks(scores: np.ndarray, frame_set: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def join(first: list[Shown], others: list[Shown]) -> None:
+def join(first: list[VideoQuestion], others: list[VideoQuestion]) -> None:
     """Put the views of `others` behind those of the same videos in `first`.
 
     Raises
@@ -199,3 +209,23 @@ def join(first: list[Shown], others: list[Shown]) -> None:
                 "give both the same, to compare them"
             )
         one.views += other.views
+
+
+def thumbnails(path: str, indices: Sequence[int]) -> list[np.ndarray]:
+    """The frames at `indices` of a video, ascending: ``(height, width, 3)`` uint8 each, as wide as there is room.
+
+    Raises
+    ------
+    VideoError
+        If the video cannot be read; the message names it.
+    """
+    widest = next(width for most, width in _WIDTHS if len(indices) <= most)
+    made: list[np.ndarray] = []
+    for part in open_video(path).parts(indices):
+        for frame in part.numpy():
+            height, width = frame.shape[:2]
+            if width > widest:
+                size = (widest, max(1, round(height * widest / width)))
+                frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
+            made.append(frame)
+    return made

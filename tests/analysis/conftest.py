@@ -15,8 +15,8 @@ FAMILIES = ("llava_vid", "qwen2_5_vl", "internvl_hf")
 
 
 @pytest.fixture(scope="session")
-def looked_at(hf_home):
-    """``looked_at(family, selector)``: a needle model, loaded once."""
+def loaded_model(hf_home):
+    """``loaded_model(family, selector)``: a needle model, loaded once."""
     loaded = {}
 
     def get(family, selector="reference"):

@@ -13,8 +13,8 @@ from tests.analysis.conftest import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_states_are_what_enters_each_layer(looked_at, family):
-    model = looked_at(family)
+def test_the_states_are_what_enters_each_layer(loaded_model, family):
+    model = loaded_model(family)
     source = NeedleVideos(8, 0)
     (sample,) = source.samples(1)
     prompt = model.prompt(source.read(sample, model.reader.frames_per_unit), sample.question)

@@ -57,8 +57,8 @@ def attentions_of(decoder, prompt, family):
 
 
 @pytest.mark.parametrize("selector", ["reference", "lite"])
-def test_every_layer_against_a_whole_pass(looked_at, family, selector):
-    model = looked_at(family, selector)
+def test_every_layer_against_a_whole_pass(loaded_model, family, selector):
+    model = loaded_model(family, selector)
     for sample, prompt in prompts_of(model, 3):
         columns = prompt.visual.nonzero().flatten().tolist()
         a_frame, quarters = TOKENS[family]
@@ -90,8 +90,8 @@ def test_every_layer_against_a_whole_pass(looked_at, family, selector):
                     assert found[reduction][layer] == pytest.approx(wanted), (reduction, layer)
 
 
-def test_some_layers_are_as_among_all(looked_at):
-    model = looked_at("llava_vid")
+def test_some_layers_are_as_among_all(loaded_model):
+    model = loaded_model("llava_vid")
     (sample, prompt) = prompts_of(model, 1)[0]
     needle = Haystack("", "", "", sample.unit).tokens(model.reader.family, prompt)
     every = recall_of_layers(model.decoder, prompt, needle, range(model.num_layers))
@@ -99,8 +99,8 @@ def test_some_layers_are_as_among_all(looked_at):
     assert some == {reduction: [values[1], values[4]] for reduction, values in every.items()}
 
 
-def test_the_students_last_layer_is_what_it_selects_by(looked_at):
-    model = looked_at("llava_vid", "lite")
+def test_the_students_last_layer_is_what_it_selects_by(loaded_model):
+    model = loaded_model("llava_vid", "lite")
     family = model.reader.family
     source = NeedleVideos(UNITS, 3)
     (sample,) = source.samples(1)
@@ -115,9 +115,9 @@ def test_the_students_last_layer_is_what_it_selects_by(looked_at):
     assert recall_of_layers(model.decoder, prompt, needle, [model.num_layers - 1])["max"] == [share]
 
 
-def test_nothing_of_a_layer_outlives_it(looked_at, monkeypatch):
+def test_nothing_of_a_layer_outlives_it(loaded_model, monkeypatch):
     """Queries, keys and scores of one layer are gone when the next one's are there."""
-    model = looked_at("qwen2_5_vl")
+    model = loaded_model("qwen2_5_vl")
     (_, prompt) = prompts_of(model, 1)[0]
     alive: list[weakref.ref] = []
     seen: list[int] = []
@@ -142,8 +142,8 @@ def test_recall_by_its_definition():
     assert recall_at_k(torch.tensor([1.0, 0, 1, 1, 0, 0]), needle) == 1.0
 
 
-def test_a_needle_that_is_not_in_the_prompt(looked_at):
-    model = looked_at("llava_vid")
+def test_a_needle_that_is_not_in_the_prompt(loaded_model):
+    model = loaded_model("llava_vid")
     (_, prompt) = prompts_of(model, 1)[0]
     with pytest.raises(FlexSelectError, match=r"^the needle has no visual token in this prompt$"):
         recall_of_layers(model.decoder, prompt, ~prompt.visual, [0])

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
+from lmms_flexselect.needle import needle_families
 from lmms_flexselect.needle.batches import IGNORED, Batch, Trainee, training_batch
-from lmms_flexselect.needle.train import FAMILIES
+from lmms_flexselect.needle.train import needle_class
 from lmms_flexselect.needle.videos import COLOURS
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=needle_families())
 def trainee(request: pytest.FixtureRequest) -> Trainee:
-    return FAMILIES[request.param]()
+    return needle_class(request.param)()
 
 
 def drawn(trainee: Trainee, scaffold: bool, units: int = 5, needles: int = 4) -> Batch:
@@ -59,7 +60,7 @@ def test_needles_are_where_the_frames_are_brightest(trainee: Trainee) -> None:
 
 
 def test_all_families_see_the_same_videos() -> None:
-    one, *others = (drawn(FAMILIES[name](), scaffold=False) for name in FAMILIES)
+    one, *others = (drawn(needle_class(name)(), scaffold=False) for name in needle_families())
     assert len(others) >= 2
     for other in others:
         assert one.frames.equal(other.frames)
@@ -68,7 +69,7 @@ def test_all_families_see_the_same_videos() -> None:
 
 def test_the_draws_stay() -> None:
     """Or the command in a model card would train another model than the one beside it."""
-    batch = drawn(FAMILIES["qwen2_5_vl"](), scaffold=False)
+    batch = drawn(needle_class("qwen2_5_vl")(), scaffold=False)
     assert batch.step == pytest.approx(4.766998)
     assert batch.needles[0].nonzero().tolist() == [[0, 2], [1, 1], [2, 3], [3, 3]]
     assert batch.frames.mean().item() == pytest.approx(85.01476)

@@ -4,9 +4,9 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from lmms_flexselect.families.qwen2_5_vl.needle import published_positions
-from lmms_flexselect.needle import CHECKPOINTS
+from lmms_flexselect.needle import CHECKPOINTS, needle_families
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
-from lmms_flexselect.needle.train import FAMILIES
+from lmms_flexselect.needle.train import needle_class
 from lmms_flexselect.needle.videos import COLOURS, SHAPES, read_video
 
 
@@ -16,7 +16,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_every_family_has_a_checkpoint():
-    assert {folder.name for folder in CHECKPOINTS.iterdir()} == set(FAMILIES)
+    assert {folder.name for folder in CHECKPOINTS.iterdir()} == set(needle_families())
 
 
 def test_no_weight_is_missing_or_too_many(checkpoint):
@@ -34,19 +34,19 @@ def test_any_text_survives_the_tokenizer(checkpoint, text):
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer(text).input_ids) == text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", needle_families())
 def test_the_checkpoint_has_the_tokenizer_that_the_code_builds(family):
-    saved, built = AutoTokenizer.from_pretrained(CHECKPOINTS / family), FAMILIES[family]().tokenizer
+    saved, built = AutoTokenizer.from_pretrained(CHECKPOINTS / family), needle_class(family)().tokenizer
     assert saved.get_vocab() == built.get_vocab()
     assert saved.eos_token == built.eos_token == "<|im_end|>"
     assert saved.pad_token == built.pad_token == "<|endoftext|>"
     assert saved.chat_template == built.chat_template
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", needle_families())
 def test_the_checkpoint_carries_its_preset(family):
     config = json.loads((CHECKPOINTS / family / "config.json").read_text())
-    assert config["flexselect"] == FAMILIES[family].preset
+    assert config["flexselect"] == needle_class(family).preset
 
 
 def test_answers_are_greedy_and_end_as_a_turn_does(checkpoint):

@@ -10,21 +10,19 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import yaml
 from lmms_eval import __main__ as lmms_eval_command
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 
-import lmms_flexselect
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.doctor.checkpoints import published, write_stand_in
 from lmms_flexselect.doctor.plan import resolved
-from lmms_flexselect.reproduction.rows import Run, ablations, runs, table_1
+from lmms_flexselect.reproduction.rows import RunConfig, ablations, facts, runs, table_1
 from tests.support.stock_tasks import STOCK_TASKS
 
 CONFIGS = Path(__file__).parents[2] / "run_configs"
 RUNS = {run.path: run for run in runs()}
-PAPER = yaml.safe_load((Path(lmms_flexselect.__file__).parent / "scores" / "paper_results.yaml").read_text())
+PAPER = facts()["published"]
 LITE = {"LLaVA-Video-7B", "InternVL2.5-8B", "Qwen2.5-VL-7B"}
 # Model arguments that choose hardware, not answers.
 HARDWARE = {"attn_implementation", "device_map"}
@@ -37,7 +35,7 @@ def places(tmp_path_factory) -> dict[str, str]:
     return {name: str(write_stand_in(name, root)) for name in published()}
 
 
-def built(run: Run, places: dict[str, str], arguments: Mapping[str, Any]) -> tuple[dict, dict]:
+def built(run: RunConfig, places: dict[str, str], arguments: Mapping[str, Any]) -> tuple[dict, dict]:
     """Options and upstream's arguments of the model that would be built, without weights."""
     arguments = dict(arguments)
     trained_here = {"LLaVA-Video-7B": "llava_video", "InternVL2.5-8B": "internvl2.5"}

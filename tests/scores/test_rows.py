@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.reproduction.rows import facts
 from lmms_flexselect.scores import record
 from lmms_flexselect.scores import rows as table
-from lmms_flexselect.scores.paper import _MODELS, _table, departures, model_of, published
+from lmms_flexselect.scores.paper import departures, model_of, published
 from lmms_flexselect.scores.report import show_rows
 from lmms_flexselect.scores.runs import Run
 from tests.support.results_files import SCORED, answers, right, write_run
@@ -51,9 +52,10 @@ def test_published_numbers(checkpoint, selector, task, number):
 
 
 def test_every_row_of_the_papers_table_has_a_model():
-    assert {row["model"] for row in _table()} == set(_MODELS)
-    assert len(_table()) == 13
-    assert all(model_of(run(model.checkpoint, "none")) == name for name, (_, model) in _MODELS.items())
+    table, models = facts()["published"]["table1"], facts()["models"]
+    assert {row["model"] for row in table} == set(models)
+    assert len(table) == 13
+    assert all(model_of(run(model["pretrained"].split("/")[1], "none")) == name for name, model in models.items())
 
 
 PAPERS = {
@@ -86,15 +88,15 @@ def test_departures_from_the_papers_options():
     assert said("none", max_frames_num=64) == [
         "max_frames_num=64: how many frames the paper's baseline read is not known"
     ]
+    assert said("reference", attn_implementation="eager", dtype="float32", strict=False) == []
+    assert said("reference", force_sample=True) == ["force_sample=True, the paper's False"]
     assert said("none", mm_spatial_pool_mode="average")[0] == "mm_spatial_pool_mode=average, the paper's bilinear"
 
 
 def test_subtitles_are_internvls():
     said = {
-        (name, task): any(
-            "subtitles" in text for text in departures(run(_MODELS[name][1].checkpoint, "reference"), task)
-        )
-        for name in ("InternVL2.5-8B", "LLaVA-Video-7B")
+        (name, task): any("subtitles" in text for text in departures(run(checkpoint, "reference"), task))
+        for name, checkpoint in (("InternVL2.5-8B", "InternVL2_5-8B"), ("LLaVA-Video-7B", "LLaVA-Video-7B-Qwen2"))
         for task in ("flexselect_paper_longvideobench", "flexselect_paper_longvideobench_sub", "flexselect_paper_mlvu")
     }
     assert [key for key, value in said.items() if value] == [

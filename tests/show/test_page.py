@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmms_flexselect.show.frames import thumbnails
 from lmms_flexselect.show.page import page
 from lmms_flexselect.show.sheet import contact_sheet, dumped_sheet
-from lmms_flexselect.show.views import shown
+from lmms_flexselect.show.views import read_views, thumbnails
 from tests.show.conftest import COLUMNS, FRAMES, ROWS
 
 
@@ -42,7 +41,7 @@ class Parsed(HTMLParser):
 
 @pytest.fixture
 def made(dump):
-    (sample,) = shown(dump(marks=2), "reference, layer 1")
+    (sample,) = read_views(dump(marks=2), "reference, layer 1")
     sample.question = 'Is 1 < 2? </script><script>alert("$data")'
     sample.views[0].answer, sample.views[0].correct, sample.target = "<b>A</b>", 0.0, "B"
     return sample
@@ -72,7 +71,7 @@ def test_the_data_are_what_was_selected(made, parsed):
 
 
 def test_what_was_not_scored_has_no_rank(dump):
-    (sample,) = shown(dump(scores=np.full(48, np.nan, np.float32)), "uniform")
+    (sample,) = read_views(dump(scores=np.full(48, np.nan, np.float32)), "uniform")
     text = page([sample], {(sample.path, tuple(sample.indices)): []}, "t")
     (view,) = json.loads(Parsed(text).texts["data"])["samples"][0]["views"]
     assert set(base64.b64decode(view["cells"])) == {0, 128}

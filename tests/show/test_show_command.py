@@ -11,7 +11,7 @@ import pytest
 
 from lmms_flexselect.cli import main
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.show.finished import read_finished
+from lmms_flexselect.show.dumps import read_dumps
 from tests.support.results_files import answers, write_run
 
 
@@ -53,14 +53,14 @@ def test_only_what_was_answered_wrong(tmp_path, dump):
     for document in range(4):
         path = dump(document=document)
     samples = [file.with_name(file.name.replace("_results.json", "_samples_videomme.jsonl"))]
-    found = read_finished(path.parent, samples, only="wrong")
+    found = read_dumps(path.parent, samples, only="wrong")
     assert [each.title for each in found] == ["videomme, document 1", "videomme, document 2"]
-    assert len(read_finished(path.parent, samples, only="wrong", limit=1)) == 1
-    assert [each.views[0].correct for each in read_finished(path.parent, samples)] == [1, 0, 0, 1]
+    assert len(read_dumps(path.parent, samples, only="wrong", limit=1)) == 1
+    assert [each.views[0].correct for each in read_dumps(path.parent, samples)] == [1, 0, 0, 1]
     file.unlink()  # which says what the score is
-    assert [each.views[0].correct for each in read_finished(path.parent, samples)] == [None] * 4
+    assert [each.views[0].correct for each in read_dumps(path.parent, samples)] == [None] * 4
     with pytest.raises(FlexSelectError, match=r"--only right: no sample of .* is known to be right"):
-        read_finished(path.parent, samples, only="right")
+        read_dumps(path.parent, samples, only="right")
 
 
 def refused(capsys, *words):

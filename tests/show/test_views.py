@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.show.views import join, shown
+from lmms_flexselect.show.views import join, read_views
 from tests.show.conftest import COLUMNS, FRAMES, ROWS
 
 
 def one(path):
     """The one view of a dump's one video."""
-    (found,) = shown(path, "name")
+    (found,) = read_views(path, "name")
     (view,) = found.views
     return found, view
 
@@ -37,14 +37,18 @@ def test_ranks_are_of_the_frame_set(dump):
         np.testing.assert_allclose(of_set, np.linspace(0, 1, len(of_set)), atol=1e-6)
 
 
-def test_marks_are_counted_and_not_drawn(dump):
-    """InternVL's: the first and last token of a frame."""
-    _, view = one(dump(marks=2, family="internvl_hf"))
-    of_frames = (np.arange(FRAMES * 8) % 4 == 0).reshape(FRAMES, 8)
-    assert (view.kept.reshape(FRAMES, -1) == of_frames[:, 1:-1]).all()
-    assert view.beside.tolist() == [1] * FRAMES
+@pytest.mark.parametrize(("marks", "family"), [(2, "internvl_hf"), (4, "somebody_elses")])
+def test_marks_are_counted_and_not_drawn(dump, marks, family):
+    """As many tokens before a frame's grid as behind it."""
+    _, view = one(dump(marks=marks, family=family))
+    a_frame, before = ROWS * COLUMNS + marks, marks // 2
+    of_frames = (np.arange(FRAMES * a_frame) % 4 == 0).reshape(FRAMES, a_frame)
+    inside = of_frames[:, before:-before]
+    assert (view.kept.reshape(FRAMES, -1) == inside).all()
+    assert (view.beside == of_frames.sum(1) - inside.sum(1)).all()
+    assert view.beside.sum() > 0
     assert (view.kept_of_frames == of_frames.sum(1)).all()
-    assert view.tokens == FRAMES * 8
+    assert view.tokens == FRAMES * a_frame
 
 
 def test_a_newline_is_no_part_of_the_picture(dump):
@@ -68,16 +72,17 @@ def test_without_scores_frames_are_ranked_by_what_they_kept(dump):
 
 
 def test_other_frames_are_not_compared(dump):
-    first = shown(dump(), "first")
-    join(first, shown(dump("other"), "second"))
+    first = read_views(dump(), "first")
+    join(first, read_views(dump("other"), "second"))
     assert [view.name for view in first[0].views] == ["first", "second"]
     with pytest.raises(FlexSelectError, match=r"first and third read other frames .8 x 2 x 3 and 8 x 2 x 2 tokens"):
-        join(first, shown(dump("newlines", family="llava_vid"), "third"))
+        join(first, read_views(dump("newlines", family="llava_vid"), "third"))
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"marks": 1}, "56 visual tokens do not lie as 8 x 2 x 3"),
         ({"grids": np.array([[7, 2, 3]])}, "48 visual tokens do not lie as 7 x 2 x 3"),
         ({"grids": np.array([[8, 2, 3], [8, 2, 3]])}, "names other videos than it has tokens of"),
         ({"frame": np.repeat(np.arange(8)[::-1], 6)}, "do not lie as"),
@@ -86,5 +91,5 @@ def test_other_frames_are_not_compared(dump):
 def test_a_dump_that_contradicts_itself(dump, changes, says):
     path = dump(**changes)
     with pytest.raises(FlexSelectError, match=says) as caught:
-        shown(path, "name")
+        read_views(path, "name")
     assert str(path) in str(caught.value)

@@ -1,4 +1,4 @@
-"""The needle InternVL: built from nothing in transformers' layout, fed in training, asked and saved."""
+"""The needle InternVL: built from nothing in transformers' layout, and what it reads in training."""
 
 from __future__ import annotations
 
@@ -20,36 +20,15 @@ from lmms_flexselect.families.chatml import chatml
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.prompt import END, START, VIDEO_MARK, Tokens, spell_out
-from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
+from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, shown_at_random, turns_of
 from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
-from lmms_flexselect.needle.tokenizer import build_tokenizer
+from lmms_flexselect.needle.tokenizer import build_tokenizer, chat_template
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, QUADRANTS, read_video
 
 FRAME_LABELS = "bare"
 
-# The form of InternVL's template: ChatML turns, no system message of its own, images and videos on a line each.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message['role'] }}
-{% if message['content'] is string -%}
-{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'video' -%}
-<video>
-{% elif part['type'] in ('image', 'image_url') -%}
-<IMG_CONTEXT>
-{% elif part['type'] == 'text' -%}
-{{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
-"""
+# The form of InternVL's template: no system message of its own, images and videos on a line each.
+CHAT_TEMPLATE = chat_template(video=VIDEO_MARK, image=IMAGE_TOKEN, own_line=True)
 
 
 def build_processor() -> InternVLProcessor:
@@ -101,7 +80,6 @@ def build_model(processor: InternVLProcessor, layers: int = LAYERS) -> InternVLF
 class NeedleInternVL:
     """A `lmms_flexselect.needle.batches.Trainee`."""
 
-    title = "InternVL"
     likeness = "architecture, processor and chat template of InternVL, frames unlabelled"
 
     # The reference layer is the one whose selection answered best at 512 units (layers 0 to 5: 1.00, .75, .86, .57,
@@ -116,6 +94,7 @@ class NeedleInternVL:
         "frame_labels": FRAME_LABELS,
         "image_marks": "compete",
     }
+    selector_recipe = SelectorRecipe()
 
     def __init__(self, layers: int = LAYERS) -> None:
         self.processor = build_processor()
@@ -152,11 +131,6 @@ class NeedleInternVL:
         batch = {name: row[None] for name, row in inputs.items()}
         (new,) = family.generate(family.prompts({**batch, "pixel_values": self._pixels(frames)}), max_new_tokens=1)
         return str(self.tokenizer.decode(new))
-
-    def save(self, folder: Path) -> None:
-        """See `Trainee.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
     def _tokens(self, chat: Chat, units: int) -> Tokens:
         """A chat spelled out for a video of `units` frames; an empty answer is one still to be given."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
-from lmms_flexselect.errors import VideoError, first_line
-from lmms_flexselect.families.pixels import resize_frames
+from lmms_flexselect.families.pixels import read_picture, resize_frames
 from lmms_flexselect.video_file import open_video
 
-_OPENING = threading.Lock()  # a setting of all threads is changed for each picture
 _PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
 
 
@@ -116,30 +111,3 @@ def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 38
 def pictures_in(folder: str) -> list[Path]:
     """The files of a folder of frames, by name; hidden ones and folders are none."""
     return sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def is_path(visual: Any) -> bool:
-    """Whether what is to be looked at is given by where it lies."""
-    return isinstance(visual, (str, os.PathLike))
-
-
-def read_picture(picture: Any) -> Tensor:
-    """A picture, its path or PIL's: ``(height, width, 3)`` uint8.
-
-    Raises
-    ------
-    VideoError
-        If it cannot be read, naming it.
-    """
-    name = str(picture) if is_path(picture) else "an image"
-    with _OPENING:
-        tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
-        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval fills up cut ones
-        try:
-            opened = Image.open(picture) if is_path(picture) else picture
-            return torch.from_numpy(np.array(opened.convert("RGB")))
-        except Exception as error:
-            reason = first_line(error).replace(f" {name!r}", "")
-            raise VideoError(f"{name}: not a readable image ({reason})") from None
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant

@@ -1,4 +1,4 @@
-"""The needle LLaVA-Video: built from nothing, fed in training, asked and saved."""
+"""The needle LLaVA-Video: built from nothing, and what it reads in training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
 from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, pixel_values
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
-from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, shown_at_random, turns_of
+from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, shown_at_random, turns_of
 from lmms_flexselect.needle.decoder import LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import MAX_POSITIONS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, read_video
@@ -75,7 +75,6 @@ def shown_tokens(needles: Tensor) -> Tensor:
 class NeedleLlavaVideo:
     """A `lmms_flexselect.needle.batches.Trainee`."""
 
-    title = "LLaVA-Video"
     likeness = "architecture, prompt and checkpoint layout of LLaVA-Video"
 
     # The reference layer is the one whose selection answered best at 512 units (layers 0 to 5: 1.00, .99, .93, .94,
@@ -88,9 +87,10 @@ class NeedleLlavaVideo:
         "max_frames_num": 1024,
         "conv_template": "qwen_1_5",
     }
+    selector_recipe = SelectorRecipe()
 
     def __init__(self, layers: int = LAYERS) -> None:
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = self.processor = build_tokenizer()
         self.model = build_model(self.tokenizer, layers)
 
     def token_ids(self, chats: list[Chat], units: int) -> Tensor:
@@ -121,8 +121,3 @@ class NeedleLlavaVideo:
         prompts = family.prompts({"input_ids": chat_ids([(question, "")], self.tokenizer)[None], "videos": [frames]})
         (new,) = family.generate(prompts, max_new_tokens=1)
         return str(self.tokenizer.decode(new))
-
-    def save(self, folder: Path) -> None:
-        """See `Trainee.save`."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)

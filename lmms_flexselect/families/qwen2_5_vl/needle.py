@@ -1,4 +1,8 @@
-"""The needle Qwen2.5-VL: what its processor would give for a training batch; asked and saved."""
+"""The needle Qwen2.5-VL: built from nothing of the real transformers classes, and what it reads in training.
+
+Everything a published checkpoint brings along is made here without a hub: config, tokenizer, chat template, image
+and video processor, generation config.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,86 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLProcessor
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 from lmms_flexselect.families import mrope
+from lmms_flexselect.families.chatml import SYSTEM
 from lmms_flexselect.families.mrope import VisionBlock
-from lmms_flexselect.families.qwen2_5_vl.needle_model import PIXELS, build_model, build_processor
-from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat
-from lmms_flexselect.needle.decoder import LAYERS
-from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, read_video
+from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, messages
+from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
+from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer, chat_template
+from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, QUADRANTS, read_video
 
 _PATCH = 14
 
+SPECIAL_TOKENS = (
+    *TEXT_TOKENS,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
-def messages(chat: Chat) -> list[dict[str, object]]:
-    """A chat as the chat template wants it, the video in its first turn; an empty answer is one still to be given."""
-    turns: list[dict[str, object]] = []
-    for question, answer in chat:
-        content: list[dict[str, str]] = [] if turns else [{"type": "video"}]
-        content.append({"type": "text", "text": question})
-        turns.append({"role": "user", "content": content})
-        if answer:
-            turns.append({"role": "assistant", "content": answer})
-    return turns
+PIXELS = FRAME_SIZE * FRAME_SIZE
+
+# The form of Qwen2.5-VL's template: a default system message, every image and video between markers.
+CHAT_TEMPLATE = chat_template(
+    video="<|vision_start|><|video_pad|><|vision_end|>",
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    system=SYSTEM,
+)
+
+
+def build_processor() -> Qwen2_5_VLProcessor:
+    """The processor, fixed to 56x56 pixels: four visual tokens an image or temporal unit."""
+    tokenizer = build_tokenizer(SPECIAL_TOKENS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_config(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen2_5_VLConfig:
+    """Decoder layers of width 128 over a vision tower of two; with six 1.7 million parameters."""
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    rope = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]}
+    return Qwen2_5_VLConfig(
+        text_config={**decoder_config(tokenizer, layers), "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "window_size": 112,
+            "fullatt_block_indexes": [0, 1],
+            "tokens_per_second": 2,
+            "initializer_range": INITIALIZER_RANGE,
+        },
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen2_5_VLForConditionalGeneration:
+    """A model with random float32 weights that ends its answers as Qwen2.5-VL does."""
+    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer, layers))
+    answer_as_published(model, tokenizer)
+    return model
 
 
 def patchify(frames: Tensor, processor: Qwen2_5_VLProcessor) -> Tensor:
@@ -54,7 +116,6 @@ def published_positions(ids: Tensor, video_token_id: int, step: float = 2.0) -> 
 class NeedleQwen2_5_VL:
     """A `lmms_flexselect.needle.batches.Trainee`."""
 
-    title = "Qwen2.5-VL"
     likeness = "architecture, processor and chat template of Qwen2.5-VL"
 
     # The reference layer is the one whose selection answered best at 512 units (layers 0 to 5: .89, .95, .46, .50,
@@ -68,6 +129,13 @@ class NeedleQwen2_5_VL:
         "max_pixels": PIXELS,
         "max_num_frames": 2048,
     }
+    # It is read at its second layer; two layers of the teacher's own would be more than a quarter of it.
+    selector_recipe = SelectorRecipe(
+        {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2},
+        layers=2,
+        learning_rate=3e-3,
+        steps=2500,
+    )
 
     def __init__(self, layers: int = LAYERS) -> None:
         self.processor = build_processor()
@@ -100,8 +168,3 @@ class NeedleQwen2_5_VL:
         inputs = self.processor(text=[text], videos=[read_video(path)], return_tensors="pt")
         inputs["position_ids"] = published_positions(inputs["input_ids"], self.processor.video_token_id)
         return str(self.tokenizer.decode(self.model(**inputs).logits[0, -1].argmax()))
-
-    def save(self, folder: Path) -> None:
-        """See `Trainee.save`."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)

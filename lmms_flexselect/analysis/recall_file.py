@@ -14,8 +14,8 @@ _PREFIX = "auto:"
 
 
 @dataclass
-class Measured:
-    """What a recall file says of one model.
+class Recommendation:
+    """The layers that a recall file recommends for one model.
 
     Attributes
     ----------
@@ -52,26 +52,26 @@ class Measured:
             )
 
 
-def measured_in(value: Any) -> str | None:
+def recall_file_of(value: Any) -> str | None:
     """The file that a ``reference_layer`` names; None for one that is a number or nothing."""
     return value.removeprefix(_PREFIX) if isinstance(value, str) and value.startswith(_PREFIX) else None
 
 
-def read_measured(file: str) -> Measured:
-    """What a recall file says.
+def read_recommendation(file: str) -> Recommendation:
+    """What a recall file recommends.
 
     Raises
     ------
     OptionError
         If it cannot be read, or is of another kind.
     """
-    said = read_result(file)
+    result = read_result(file)
     try:
-        recommended = {str(name): int(layer) for name, layer in said["recommended_layer"].items()}
-        if not recommended or not all(0 <= layer < int(said["num_layers"]) for layer in recommended.values()):
+        recommended = {str(name): int(layer) for name, layer in result["recommended_layer"].items()}
+        if not recommended or not all(0 <= layer < int(result["num_layers"]) for layer in recommended.values()):
             raise ValueError
-        return Measured(
-            file, str(said["family"]), int(said["num_layers"]), said["scored_by"] == "selector", recommended
+        return Recommendation(
+            file, str(result["family"]), int(result["num_layers"]), result["scored_by"] == "selector", recommended
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise OptionError(f"{file}: recommends no layer of its model; measure again") from None
@@ -86,11 +86,11 @@ def read_result(file: str) -> dict[str, Any]:
         If it cannot be read, or is another kind of file.
     """
     try:
-        said = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        result = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or said.get("kind") != KIND:
+        result = None
+    if not isinstance(result, dict) or result.get("kind") != KIND:
         raise OptionError(f"{file}: is no result of lmms-flexselect recall")
-    return said
+    return result

@@ -1,4 +1,4 @@
-"""One question about one video, asked as lmms-eval asks it: by the plugin's own model classes."""
+"""A question about a video, answered by the model classes that lmms-eval runs: what their selectors keep of it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.options import check_choice, layer_numbers
-from lmms_flexselect.scores.run_options import model_args
-from lmms_flexselect.show.views import Shown, join, shown
+from lmms_flexselect.models.build import build_model, parse_model_args
+from lmms_flexselect.options import layer_numbers
+from lmms_flexselect.show.views import VideoQuestion, join, read_views
 from lmms_flexselect.video_file import file_complaint
 
 _TASK, _SPLIT = "show", "test"
 
 
-def ask(
-    model: str, given: str, compare: list[str], video: str, question: str, layers: str | None, max_new_tokens: int
-) -> list[Shown]:
-    """What the model's selector, and those of `compare`, see of a video when they are asked this; and their answers.
+def views_of_question(
+    model: str, model_args: str, compare: list[str], video: str, question: str, layers: str | None, max_new_tokens: int
+) -> list[VideoQuestion]:
+    """What the model's selector, and those of `compare`, keep of a video for a question; and their answers.
 
     Parameters
     ----------
-    model, given
+    model, model_args
         As after lmms-eval's ``--model`` and ``--model_args``.
     compare
-        Model arguments that replace those of `given`, for one more view each.
+        Model arguments that replace those of `model_args`, for one more view each.
     video, question
-        A file, and what is asked about it.
+        A file, and the text of the question.
     layers
         ``all``, or numbers and ranges (``0,4-7``): one view each, ranked at that layer; None for the reference layer.
     max_new_tokens
@@ -37,15 +37,15 @@ def ask(
     Raises
     ------
     OptionError, VideoError
-        If something of that cannot be had.
+        If there is no such model, argument, video or layer.
     """
     if complaint := file_complaint(video):
         raise OptionError(f"{video}: {complaint}")
     if not question.strip():
         raise OptionError("the question is empty, so there is nothing to rank by")
-    found: list[Shown] = []
-    for number, replaced in enumerate([{}, *map(model_args, compare)]):
-        arguments = {**model_args(given), **replaced}
+    found: list[VideoQuestion] = []
+    for number, replaced in enumerate([{}, *map(parse_model_args, compare)]):
+        arguments = {**parse_model_args(model_args), **replaced}
         for one in _views(model, arguments, video, question, None if number else layers, max_new_tokens):
             _name_apart(found, one, replaced)
             if found:
@@ -59,16 +59,9 @@ def ask(
 
 def _views(
     model: str, arguments: dict[str, Any], video: str, question: str, layers: str | None, max_new_tokens: int
-) -> list[list[Shown]]:
-    from lmms_eval import models  # some seconds
-
-    from lmms_flexselect.manifests import manifests
-
-    check_choice("--model", model, [manifest.model_id for manifest in manifests()])
+) -> list[list[VideoQuestion]]:
     with tempfile.TemporaryDirectory() as folder:
-        own = {**arguments, "dump_selection": folder, "strict": "true"}
-        line = ",".join(f"{name}={value}" for name, value in own.items())
-        made: Any = models.get_model(model).create_from_arg_string(line, {"batch_size": 1, "max_batch_size": None})
+        made = build_model(model, {**arguments, "dump_selection": folder, "strict": True, "batch_size": 1})
         selector = made.options.selector
         if layers is not None and selector != "reference":
             raise OptionError(f"--layers {layers}: goes with selector=reference, not {selector}")
@@ -85,8 +78,9 @@ def _views(
                 name += f", layer {layer}"
             answer = _answer(made, video, question, max_new_tokens)
             if not (dump := Path(folder) / f"{_TASK}__{_SPLIT}__0.npz").is_file():
+                line = ",".join(f"{name}={value}" for name, value in arguments.items())
                 raise OptionError(f"--model_args {line}: upstream's own model answers then, and nothing is selected")
-            seen = shown(dump, name)
+            seen = read_views(dump, name)
             for each in seen:
                 each.views[0].answer = answer
             views.append(seen)
@@ -111,7 +105,7 @@ def _answer(model: Any, video: str, question: str, max_new_tokens: int) -> str:
     return str(getattr(answer, "text", answer))
 
 
-def _name_apart(found: list[Shown], one: list[Shown], replaced: dict[str, Any]) -> None:
+def _name_apart(found: list[VideoQuestion], one: list[VideoQuestion], replaced: dict[str, Any]) -> None:
     """Say of a compared view which arguments are other, unless its name says that already."""
     others = [f"{name}={value}" for name, value in replaced.items() if name not in ("selector", "selector_path")]
     names = {view.name for each in found[:1] for view in each.views}

@@ -1,4 +1,4 @@
-"""A finished run's `dump_selection` folder, with the answers from its samples files."""
+"""A run's `dump_selection` folder, with the answers from its samples files."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import NamedTuple
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.scores.results import read_run
 from lmms_flexselect.scores.samples import read_answers
-from lmms_flexselect.show.views import Shown, join, read_dump, shown
+from lmms_flexselect.show.views import VideoQuestion, join, read_dump, read_views
 
 _Key = tuple[str, int]  # task, document
 
 
-class Answered(NamedTuple):
-    """An answer, the right one, and how right it was; None where that is not known."""
+class LoggedAnswer(NamedTuple):
+    """An answer of a samples file, the right one, and how right it was; None where that is not known."""
 
     answer: str
     target: str
     correct: float | None
 
 
-def read_finished(
+def read_dumps(
     dump: Path,
     samples: Iterable[Path] = (),
     compare: Path | None = None,
     compare_samples: Iterable[Path] = (),
     only: str | None = None,
     limit: int | None = None,
-) -> list[Shown]:
+) -> list[VideoQuestion]:
     """The samples of a dump, by task and document.
 
     Parameters
@@ -66,10 +66,10 @@ def read_finished(
             raise FlexSelectError(f"--only {only}: no sample of {dump} is known to be {only}")
     found = []
     for key in keys[:limit]:
-        seen = shown(files[key], dump.name)
+        seen = read_views(files[key], dump.name)
         _fill_in(seen, answers.get(key))
         if theirs is not None:
-            other = shown(theirs[key], other_name)
+            other = read_views(theirs[key], other_name)
             _fill_in(other, others.get(key))
             join(seen, other)
         found += seen
@@ -92,8 +92,8 @@ def _files(folder: Path) -> dict[_Key, Path]:
     return files
 
 
-def _answers(places: Iterable[Path]) -> dict[_Key, Answered]:
-    answers: dict[_Key, Answered] = {}
+def _answers(places: Iterable[Path]) -> dict[_Key, LoggedAnswer]:
+    answers: dict[_Key, LoggedAnswer] = {}
     for place in places:
         files = sorted(place.rglob("*_samples_*.jsonl")) if place.is_dir() else [place]
         if not files:
@@ -105,12 +105,13 @@ def _answers(places: Iterable[Path]) -> dict[_Key, Answered]:
             known = score.samples if score is not None else None
             correct = {} if known is None else dict(zip(known.documents, known.correct, strict=True))
             for document, (answer, target) in read_answers(file).items():
-                answers[task, document] = Answered(answer, target, correct.get(document))
+                answers[task, document] = LoggedAnswer(answer, target, correct.get(document))
     return answers
 
 
-def _fill_in(seen: list[Shown], answered: Answered | None) -> None:
-    for each in seen if answered is not None else ():
-        assert answered is not None
-        each.target = answered.target
-        each.views[0].answer, each.views[0].correct = answered.answer, answered.correct
+def _fill_in(seen: list[VideoQuestion], logged: LoggedAnswer | None) -> None:
+    if logged is None:
+        return
+    for each in seen:
+        each.target = logged.target
+        each.views[0].answer, each.views[0].correct = logged.answer, logged.correct

@@ -1,4 +1,4 @@
-"""What a stopped run had finished: one JSON line a sample, behind one that says what they depend on."""
+"""The file that a stopped measurement goes on from: a JSON line a sample, behind one with what they depend on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.saving import saving
 
 
-class Finished:
-    """Samples by their id; each is on disk once it is added.
+class SampleLog:
+    """Measured samples by their id; each is on disk once it is added.
 
     Parameters
     ----------
