@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.reader import load_reader
 from lmms_flexselect.families.spec import family, load
 from lmms_flexselect.needle import CHECKPOINTS, needle_families
 from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Batch, Trainee, training_batch
