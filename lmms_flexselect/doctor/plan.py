@@ -105,7 +105,7 @@ def plan(runs: list[dict[str, Any]]) -> list[Planned]:
 
 
 def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = False) -> tuple[Any, dict[str, Any]]:
-    """A model object as its constructor has it before weights are loaded; upstream's arguments, its defaults included.
+    """A model object as its constructor has it before weights are loaded, and the arguments that upstream gets.
 
     Raises
     ------
@@ -114,13 +114,17 @@ def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = Fals
     """
     from lmms_eval.models import get_model
 
-    from lmms_flexselect.models._plugin import FlexSelectPlugin
-
     made = get_model(model, force_simple)
     instance = made.__new__(made)
+    return instance, instance._resolve(dict(arguments))
+
+
+def _upstream_defaults(instance: Any) -> dict[str, Any]:
+    """What upstream's class does where nothing is said."""
+    from lmms_flexselect.models._plugin import FlexSelectPlugin
+
     parameters = inspect.signature(super(FlexSelectPlugin, instance).__init__).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    return instance, defaults | instance._resolve(dict(arguments))
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
 def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
@@ -149,6 +153,7 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
                 raise FlexSelectError(f"{argument}={checkpoint.name}: neither a folder nor in the hub's cache")
         places = {argument: checkpoint.place for argument, checkpoint in found.items()}
         instance, upstream = resolved(name, {**given, **places}, simple)
+        upstream = _upstream_defaults(instance) | upstream
         return Planned(
             **basis,
             checkpoint=found.get("pretrained"),
