@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,10 @@ def test_what_the_run_would_be_refused_for(model_args, complaint):
     ],
 )
 def test_a_checkpoint_of_another_name_is_read_by_upstreams_defaults(published, model, words, tmp_path):
-    """No preset goes by its name."""
+    """No preset goes by its name, nor by its shape."""
     folder = write_stand_in(published, tmp_path).rename(tmp_path / "mine")
+    config = folder / "config.json"
+    config.write_text(re.sub(r'("num_hidden_layers": )(28|32)', r"\g<1>12", config.read_text()))
     run = one(f"pretrained={folder},token_budget=256", model)
     assert run.complaint is None
     assert words in run.summary
