@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmms_flexselect.families.qwen3_vl.needle import NeedleQwen3VL
 from lmms_flexselect.needle.batches import IGNORED, TRAINING_UNITS, Batch, Trainee, training_batch
 from lmms_flexselect.needle.benchmark import answers_shape, documents, video_path
 from lmms_flexselect.needle.internvl import NeedleInternVL
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[Trainee]] = {
     "qwen2_5_vl": NeedleQwen2_5_VL,
     "llava_vid": NeedleLlavaVideo,
     "internvl_hf": NeedleInternVL,
+    "qwen3_vl": NeedleQwen3VL,
 }
 
 BATCH_SIZE = 24
