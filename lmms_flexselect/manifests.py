@@ -23,6 +23,11 @@ def manifests() -> list[ModelManifest]:
             chat_class_path="lmms_flexselect.models.qwen2_5_vl.Qwen2_5_VLFlexSelect",
         ),
         ModelManifest(
+            model_id="qwen3_vl_flexselect",
+            simple_class_path="lmms_flexselect.families.qwen3_vl.models.Qwen3VLFlexSelectSimple",
+            chat_class_path="lmms_flexselect.families.qwen3_vl.models.Qwen3VLFlexSelect",
+        ),
+        ModelManifest(
             model_id="llava_vid_flexselect",
             simple_class_path="lmms_flexselect.models.llava_vid.LlavaVidFlexSelect",
         ),

@@ -28,12 +28,12 @@ CHOICES = {
     "dtype": ("bfloat16", "float16", "float32"),
 }
 # Options that say nothing to other families, and are refused there.
-_OF_ONE_FAMILY = {
-    "rope": "qwen2_5_vl",
-    "seconds_per_unit": "qwen2_5_vl",
-    "frame_labels": "internvl_hf",
-    "image_marks": "internvl_hf",
-    "system_message": "internvl_hf",
+_OF_SOME_FAMILIES = {
+    "rope": ("qwen2_5_vl", "qwen3_vl"),
+    "seconds_per_unit": ("qwen2_5_vl",),
+    "frame_labels": ("internvl_hf",),
+    "image_marks": ("internvl_hf",),
+    "system_message": ("internvl_hf",),
 }
 
 
@@ -149,7 +149,7 @@ class FlexSelectOptions:
     @classmethod
     def names_for(cls, family: str) -> set[str]:
         """The model arguments that are ours and mean something for a family, by upstream's name of it."""
-        return {name for name in cls.names() if _OF_ONE_FAMILY.get(name, family) == family}
+        return {name for name in cls.names() if family in _OF_SOME_FAMILIES.get(name, (family,))}
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> FlexSelectOptions:

@@ -23,9 +23,9 @@ TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 def build_tokenizer(
     special_tokens: Sequence[str] = TEXT_TOKENS, words: Sequence[str] = (), **named: str
 ) -> Qwen2Tokenizer:
-    """Any text is representable, and each word of a needle question is one token.
+    """Any text is representable, and each word of a needle question, and each of `words`, is one token.
 
-    So is each of `words`, which other prompts hold. Special tokens that a processor asks the tokenizer for have names: ``video_token="<video>"``.
+    Special tokens that a processor asks the tokenizer for have names: ``video_token="<video>"``.
     """
     corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
     corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]

@@ -6,12 +6,18 @@ and ``of_frames(frames, question)`` for frames that are in no file; ``load`` mak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from lmms_flexselect.families.chatml import chatml, marked_token_ids
 from lmms_flexselect.families.internvl import InternVL
@@ -21,7 +27,9 @@ from lmms_flexselect.families.internvl_processor import FrameSegments, frame_pix
 from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGES, VIDEO_MARK, spell_out
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video_frames import read_llava_video
+from lmms_flexselect.families.mrope_family import MropeFamily
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
 from lmms_flexselect.lite.checkpoint import load_selector_tokenizer
 from lmms_flexselect.loading import checkpoint_config, load_whole
 from lmms_flexselect.presets import preset
@@ -84,41 +92,54 @@ class LlavaVideoReader:
         return {"input_ids": ids, "videos": [frames]}
 
 
-class Qwen2_5_VLReader:
-    """Twice `frames` raw frames, at most two a second, in the resolution of the checkpoint's preset."""
+class GridReader:
+    """Pairs of frames, at most two frames a second, in the resolution of the checkpoint's preset."""
 
     tokenizer = None
     frames_per_unit = 2
 
     def __init__(
-        self, family: Qwen2_5_VL, processor: Any, sampling: FrameSampling, pixels: Mapping[str, Any] | None = None
+        self, family: MropeFamily, processor: Any, sampling: FrameSampling, pixels: Mapping[str, Any] | None = None
     ) -> None:
         self.family, self._processor, self._sampling, self._pixels = family, processor, sampling, dict(pixels or {})
+        self._patch = int(processor.video_processor.patch_size)
 
     @classmethod
     def load(
-        cls, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any
-    ) -> Qwen2_5_VLReader:
-        """`kwargs` go to transformers' ``from_pretrained``."""
-        config = checkpoint_config(pretrained, "qwen2_5_vl")
-        model = load_whole(Qwen2_5_VLForConditionalGeneration, pretrained, dtype, **kwargs).eval()
+        cls,
+        name: str,
+        model_classes: Mapping[str, Any],
+        family: Callable[[Any, Any], MropeFamily],
+        pretrained: str,
+        dtype: torch.dtype,
+        frames: int,
+        init: str | None,
+        **kwargs: Any,
+    ) -> GridReader:
+        """Reads twice `frames` frames with a checkpoint.
+
+        `model_classes` are by ``model_type``, `family` makes it of the model and the tokenizer, `kwargs` go to
+        transformers' ``from_pretrained``.
+        """
+        config = checkpoint_config(pretrained, *model_classes)
+        model = load_whole(model_classes[config.model_type], pretrained, dtype, **kwargs).eval()
         processor = AutoProcessor.from_pretrained(pretrained)
         text = config.get_text_config()
-        fill = preset("qwen2_5_vl", pretrained, getattr(config, "flexselect", None), text.num_hidden_layers)
+        fill = preset(name, pretrained, getattr(config, "flexselect", None), text.num_hidden_layers)
         pixels: dict[str, Any] = {name: fill[name] for name in ("min_pixels", "max_pixels") if name in fill}
-        return cls(Qwen2_5_VL(model), processor, FrameSampling(2 * frames, fill.get("fps")), pixels)
+        return cls(family(model, processor.tokenizer), processor, FrameSampling(2 * frames, fill.get("fps")), pixels)
 
     def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
         """See `Reader.of_frames`; two frames a second."""
         count = len(frames)
-        resized = resize_frames(frames.permute(0, 3, 1, 2), self._pixels, count)
+        resized = resize_frames(frames.permute(0, 3, 1, 2), self._pixels, count, self._patch)
         indices = list(range(count))
         metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "decord"}
         return self.inputs(resized, metadata, question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
-        seen = read_video({"video": video, **self._pixels}, self._sampling)
+        seen = read_video({"video": video, **self._pixels}, self._sampling, self._patch)
         return self.inputs(seen.frames, seen.metadata, question, answer)
 
     def inputs(self, frames: Tensor, metadata: Mapping[str, Any], question: str, answer: str) -> Mapping[str, Any]:
@@ -129,7 +150,12 @@ class Qwen2_5_VLReader:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
         return self._processor(
-            text=[text], videos=[frames], video_metadata=[metadata], do_resize=False, return_tensors="pt"
+            text=[text],
+            videos=[frames],
+            video_metadata=[metadata],
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
         )
 
 
@@ -198,6 +224,17 @@ class InternVLReader:
 
 READERS: dict[str, Any] = {
     "llava_vid": LlavaVideoReader.load,
-    "qwen2_5_vl": Qwen2_5_VLReader.load,
+    "qwen2_5_vl": partial(
+        GridReader.load,
+        "qwen2_5_vl",
+        {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration},
+        lambda model, tokenizer: Qwen2_5_VL(model),
+    ),
+    "qwen3_vl": partial(
+        GridReader.load,
+        "qwen3_vl",
+        {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration},
+        Qwen3_VL,
+    ),
     "internvl_hf": InternVLReader.load,
 }
