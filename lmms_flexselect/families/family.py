@@ -30,13 +30,18 @@ class Tower:
     pooling
         LLaVA-Video: ``mm_spatial_pool_mode`` and ``mm_spatial_pool_stride``.
     spatial_merge_size
-        Qwen2.5-VL: patches that become a token, along a side.
+        Patches that become a token, along a side; None where the tower does not merge any.
     """
 
     family: str
     width: int
     pooling: Mapping[str, Any] | None = None
     spatial_merge_size: int | None = None
+
+    @property
+    def three_axes(self) -> bool:
+        """Whether positions, also a selector's, have three axes: so they have where patches are merged."""
+        return self.spatial_merge_size is not None
 
 
 @dataclass(frozen=True)

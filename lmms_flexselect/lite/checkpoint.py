@@ -32,6 +32,7 @@ _MARK = {
     "llava_vid": "mm_projector.0.weight",
     "qwen2_5_vl": "merger_token_selector.ln_q.weight",
     "internvl_hf": "mlp1.0.weight",
+    "qwen3_vl": "merger.ln_q.weight",
 }
 # What a published config.json calls the decoder's sizes and kind, beside its rotary parameters.
 PLAIN = (
@@ -167,7 +168,7 @@ def module_config(raw: Mapping[str, Any], tower: Tower) -> Any:
     words = {name: decoder[name] for name in _DECODER if name in decoder}
     if missing := [name for name in PLAIN[:6] if name not in words]:  # or transformers would build a 7B decoder
         raise ValueError(f"no {missing[0]} in it")
-    config: Any = (Qwen2_5_VLTextConfig if tower.family == "qwen2_5_vl" else Qwen2Config)(**words)
+    config: Any = (Qwen2_5_VLTextConfig if tower.three_axes else Qwen2Config)(**words)
     config.tower_width = tower.width
     for name, value in {**(tower.pooling or {}), "spatial_merge_size": tower.spatial_merge_size}.items():
         setattr(config, name, value)

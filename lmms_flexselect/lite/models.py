@@ -76,6 +76,27 @@ class Qwen2_5_VLSelector(_DecoderItself, Qwen2_5_VLTextModel):
         return self.merger_token_selector(features)
 
 
+class Qwen3VLSelector(_DecoderItself, Qwen2_5_VLTextModel):
+    """Reads Qwen3-VL's last tower features through an own patch merger; none of its DeepStack features.
+
+    The decoder is Qwen2's with three-axis positions, as of Qwen2.5-VL's selector, so that the same small models
+    can start it.
+    """
+
+    family = "qwen3_vl"
+
+    def __init__(self, config: Qwen2_5_VLTextConfig) -> None:
+        super().__init__(config)
+        self.merger = Qwen2_5_VLPatchMerger(
+            dim=config.hidden_size, context_dim=config.tower_width, spatial_merge_size=config.spatial_merge_size
+        )
+        self.post_init()
+
+    def project(self, features: Tensor) -> Tensor:
+        """``(patches, tower)`` to ``(tokens, hidden)``."""
+        return self.merger(features)
+
+
 class InternVLSelector(PreTrainedModel):
     """Reads InternVL's pixel-shuffled tower features through an own ``mlp1``."""
 
@@ -115,4 +136,6 @@ class InternVLSelector(PreTrainedModel):
         return self.mlp1(features)
 
 
-SELECTORS: dict[str, Any] = {c.family: c for c in (LlavaVideoSelector, Qwen2_5_VLSelector, InternVLSelector)}
+SELECTORS: dict[str, Any] = {
+    c.family: c for c in (LlavaVideoSelector, Qwen2_5_VLSelector, Qwen3VLSelector, InternVLSelector)
+}

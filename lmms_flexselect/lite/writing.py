@@ -16,8 +16,6 @@ from lmms_flexselect.families.family import Tower
 from lmms_flexselect.lite.checkpoint import OWN, PLAIN
 from lmms_flexselect.saving import replacing
 
-_MODEL_TYPE = {"llava_vid": "qwen2", "qwen2_5_vl": "qwen2_5_vl", "internvl_hf": "qwen2"}
-
 
 def write_selector(
     folder: str | Path,
@@ -52,7 +50,7 @@ def write_selector(
     own = {name: value for name, value in asdict(tower).items() if value is not None}
     words = {
         "architectures": ["FlexSelectLite"],
-        "model_type": _MODEL_TYPE[tower.family],
+        "model_type": "qwen2_5_vl" if tower.three_axes else "qwen2",
         **{name: getattr(config, name) for name in PLAIN if getattr(config, name, None) is not None},
         **_rope(config.rope_parameters),
         **(tower.pooling or {}),

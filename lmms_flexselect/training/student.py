@@ -65,7 +65,7 @@ def new_selector(
             )
         weights = _decoder_weights(init)
     words |= sizes
-    if tower.family == "qwen2_5_vl":
+    if tower.three_axes:
         head = words["hidden_size"] // words["num_attention_heads"]
         words.setdefault("rope_scaling", {"type": "mrope", "mrope_section": mrope_section(head)})
     try:

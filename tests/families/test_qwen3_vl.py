@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
 import torch
 
-from lmms_flexselect import FlexSelect, Uniform
+from lmms_flexselect import FlexSelect, ReferenceLayer, Uniform
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.family import Tower
 from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
+from lmms_flexselect.lite.checkpoint import load_selector
+from lmms_flexselect.lite.writing import write_selector
+from lmms_flexselect.memory import sets_at_once
+from lmms_flexselect.needle.selectors import DECODER
+from lmms_flexselect.prefix import attention_of
+from lmms_flexselect.presets import reference_layer
 from lmms_flexselect.store import VideoStore
+from lmms_flexselect.training.student import new_selector
 from tests.support.qwen3_vl import KINDS, LAYERS, Oracle, inputs_of, positions_of, processor, qwen3_vl, token
 from tests.support.random_models import Part
 
@@ -231,3 +240,92 @@ def test_deepstack_counts():
 def test_an_unknown_rope_rule_is_refused():
     with pytest.raises(OptionError, match=r"^rope='yarn': must be one of published, library$"):
         family(rope="yarn")
+
+
+# Published sizes: of the text model layers, hidden size and experts; of the tower width, depth and DeepStack levels.
+PUBLISHED = {
+    "2b": ("dense", 28, 2048, 16, 6144, True, (1024, 24, [5, 11, 17])),
+    "4b": ("dense", 36, 2560, 32, 9728, True, (1024, 24, [5, 11, 17])),
+    "8b": ("dense", 36, 4096, 32, 12288, False, (1152, 27, [8, 16, 24])),
+    "32b": ("dense", 64, 5120, 64, 25600, False, (1152, 27, [8, 16, 24])),
+    "30b-a3b": ("moe", 48, 2048, 32, 6144, False, (1152, 27, [8, 16, 24])),
+    "235b-a22b": ("moe", 94, 4096, 64, 12288, False, (1152, 27, [8, 16, 24])),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_the_classes_of_published_sizes_are_read(size):
+    """On no device: the names that selection, scoring and selectors go by are there, and a layer can be named."""
+    kind, layers, hidden, heads, inner, tied, (width, depth, levels) = PUBLISHED[size]
+    small = qwen3_vl(kind).config
+    text, vision = (copy.deepcopy(each).to_dict() for each in (small.text_config, small.vision_config))
+    text |= {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 4 if kind == "moe" else 8,
+        "head_dim": 128,
+        "intermediate_size": inner,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    }
+    if kind == "moe":
+        text |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768 if hidden == 2048 else 1536}
+        text["mlp_only_layers"] = []
+    vision |= {"hidden_size": width, "num_heads": 16, "depth": depth, "deepstack_visual_indexes": levels}
+    vision |= {"out_hidden_size": hidden, "intermediate_size": 4 * width, "num_position_embeddings": 2304}
+    config = type(small)(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = type(qwen3_vl(kind))(config)
+    reader = Qwen3_VL(model, processor().tokenizer)
+    assert len(reader.decoder.layers) == layers
+    assert len(model.model.visual.deepstack_merger_list) == len(levels)
+    assert reader.tower == Tower("qwen3_vl", width, spatial_merge_size=2)
+    assert hasattr(reader.decoder.layers[0].mlp, "experts") == (kind == "moe")
+    assert attention_of(reader.decoder, layers - 1).q_norm.weight.shape == (128,)
+    layer, measured = reference_layer("qwen3_vl", layers)
+    assert (layer, measured) == (round(layers * 20 / 28), False)
+    assert sets_at_once(reader.decoder, layer, 64 * 220, torch.bfloat16, torch.device("cpu")) == 1
+
+
+def test_a_selector_of_its_tower_ranks_and_is_trained(tmp_path):
+    """Written, loaded, and read with the same three-axis positions; gradients reach its merger."""
+    reader = family()
+    student = new_selector(
+        reader.tower,
+        None,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        {**DECODER, "vocab_size": len(processor().tokenizer)},
+    )
+    write_selector(tmp_path, student.config, student.state_dict(), reader.tower, "max")
+    loaded = load_selector(str(tmp_path), reader.tower, torch.float32)
+    with pytest.raises(OptionError, match="is a selector for qwen3_vl; this model needs one for qwen2_5_vl"):
+        load_selector(str(tmp_path), Tower("qwen2_5_vl", 32, spatial_merge_size=2), torch.float32)
+    lite = reader.lite(loaded)
+    inputs, _ = inputs_of([ROWS["an image before"]])
+    (prompt,) = reader.prompts(inputs)
+    assert prompt.scorer.inputs_embeds.shape == (len(prompt), 32)
+    assert not prompt.scorer.extras
+    read = []
+    hook = reader.model.model.visual.merger.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    reader.prompts(inputs)
+    hook.remove()
+    with torch.no_grad():
+        of_video, of_image = (loaded.merger(features) for features in read)
+    ids = prompt.input_ids
+    torch.testing.assert_close(prompt.scorer.inputs_embeds[ids == token("video_pad")], of_video)
+    torch.testing.assert_close(prompt.scorer.inputs_embeds[ids == token("image_pad")], of_image)
+    selection = FlexSelect(lite, 9, 3, round_budget=False)(prompt)
+    assert selection.kept_tokens == 9
+    student.train()
+    reader.lite(student)
+    (prompt,) = reader.prompts(inputs)
+    columns = prompt.visual.nonzero().squeeze(-1)
+    own = ReferenceLayer(student.decoder, 1).relevance(prompt.scorer, columns)
+    own.sum().backward()
+    assert float(student.merger.mlp[0].weight.grad.abs().sum()) > 0

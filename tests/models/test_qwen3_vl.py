@@ -142,8 +142,8 @@ def test_the_four_stock_tasks_run_unchanged(checkpoint, stock_videos):
 
 
 def test_thinking_is_stripped_as_upstream_does(checkpoint, videos, monkeypatch):
+    said = "Let me see.</think>\n\nB"
     for thinking in (True, False):
         model = build("qwen3_vl_flexselect", pretrained=checkpoint, enable_thinking=thinking, **SELECT)
-        said = "Let me see.</think>\n\nB"
         monkeypatch.setattr(type(model.processor), "batch_decode", lambda *_, **__: [said], raising=False)
         assert ask(model, [Question(PROMPT, (videos[0],))]) == ["B" if thinking else said]

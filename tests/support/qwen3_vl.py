@@ -7,6 +7,7 @@ is the model's own, as its forward pass hands it to the text model.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ def inputs_of(
                 pixels[kind].append(torch.randn(patches, 3 * 2 * 16 * 16, generator=generator))
     inputs = _padded([torch.tensor([i for piece in own for i in piece.ids]) for own in every], padding_side)
     ids = inputs["input_ids"]
-    inputs["mm_token_type_ids"] = (ids == token("image_pad")) * 1 + (ids == token("video_pad")) * 2
+    if "mm_token_type_ids" in inspect.signature(Qwen3VLForConditionalGeneration.forward).parameters:
+        inputs["mm_token_type_ids"] = (ids == token("image_pad")) * 1 + (ids == token("video_pad")) * 2
     for kind, names in (
         ("video", ("pixel_values_videos", "video_grid_thw")),
         ("image", ("pixel_values", "image_grid_thw")),
