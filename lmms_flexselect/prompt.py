@@ -167,16 +167,20 @@ def passing_extras(decoder: nn.Module, prompts: list[VideoPrompt]) -> Iterator[N
     """Hand a batch's `extras` to the first pass of `decoder`, the one that reads the prompts; later ones read answers.
 
     transformers' ``generate`` hands its keyword arguments to the whole model, which makes those of its text model by
-    itself and takes no others for it.
+    itself and takes no others for it. Prompts without extras, of text alone for instance, have zeros in their place.
     """
-    extras = {name: left_padded([p.extras[name] for p in prompts]) for name in prompts[0].extras}
+    first = next((p for p in prompts if p.extras), prompts[0])
+    extras = {
+        name: left_padded([p.extras.get(name, like.new_zeros((len(p), *like.shape[1:]))) for p in prompts])
+        for name, like in first.extras.items()
+    }
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         handle.remove()
         beams = len(kwargs["inputs_embeds"]) // len(prompts)
         batch = {name: each.repeat_interleave(beams, dim=0) if beams > 1 else each for name, each in extras.items()}
         extras.clear()  # as large as the prompt; nothing reads them again
-        return args, {**kwargs, **prompts[0].decoder_arguments(batch)}
+        return args, {**kwargs, **first.decoder_arguments(batch)}
 
     handle = decoder.register_forward_pre_hook(add, with_kwargs=True)
     try:

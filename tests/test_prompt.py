@@ -99,5 +99,17 @@ def test_extras_of_a_batch_are_passed_once_and_for_every_beam(prompt):
     assert decoder(inputs_embeds=torch.zeros(1)) == {}
 
 
+def test_prompts_with_and_without_extras_go_together(prompt):
+    class Decoder(torch.nn.Module):
+        def forward(self, inputs_embeds, **arguments):
+            return arguments
+
+    decoder, some = Decoder(), with_extras(prompt)
+    with passing_extras(decoder, [prompt, some]):
+        got = decoder(inputs_embeds=torch.zeros(2, 10, 3))
+    assert torch.equal(got["added"], torch.stack([torch.zeros(10, 2), some.extras["level"] * 2]))
+    assert torch.equal(got["seen"], torch.stack([torch.zeros(10, dtype=torch.bool), prompt.visual]))
+
+
 def test_a_prompt_without_extras_passes_nothing(prompt):
     assert prompt.decoder_inputs(torch.tensor([[1, 2]]))[1] == {}
