@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video, question_ids
     from lmms_flexselect.families.llava_video.frames import read_llava_video
     from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
+    from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
     from lmms_flexselect.flexselect import FlexSelect, Selection
     from lmms_flexselect.prompt import VideoPrompt
     from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
@@ -26,6 +27,7 @@ __all__ = [
     "FrameSampling",
     "LlavaVideo",
     "Qwen2_5_VL",
+    "Qwen3_VL",
     "Random",
     "ReferenceLayer",
     "Selection",
@@ -43,6 +45,7 @@ _HOME = {
     "FrameSampling": "video",
     "LlavaVideo": "families.llava_video.family",
     "Qwen2_5_VL": "families.qwen2_5_vl.family",
+    "Qwen3_VL": "families.qwen3_vl.family",
     "Random": "selectors",
     "ReferenceLayer": "selectors",
     "Selection": "flexselect",

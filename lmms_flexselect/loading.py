@@ -29,22 +29,21 @@ def raw_config(pretrained: str, revision: str | None = None) -> dict[str, Any]:
     return contents
 
 
-def checkpoint_config(pretrained: str, model_type: str) -> Any:
+def checkpoint_config(pretrained: str, *model_types: str) -> Any:
     """The configuration of a checkpoint, read before any weights are.
 
     Raises
     ------
     OptionError
-        If there is none, or it is another family's.
+        If there is none, or its ``model_type`` is none of `model_types`.
     """
     try:
         config = AutoConfig.from_pretrained(pretrained)
     except Exception as error:
         raise _nothing_there(pretrained, error) from None
-    if config.model_type != model_type:
-        raise OptionError(
-            f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {model_type}"
-        )
+    if config.model_type not in model_types:
+        read = " and ".join(model_types)
+        raise OptionError(f"pretrained={pretrained}: is a {config.model_type} checkpoint; this class reads {read}")
     return config
 
 

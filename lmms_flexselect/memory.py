@@ -26,7 +26,10 @@ def sets_at_once(decoder: Any, layers: int, tokens: int, dtype: torch.dtype, dev
     config = decoder.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kept = 2 * layers * config.num_key_value_heads * head
-    a_token = dtype.itemsize * (12 * config.hidden_size + kept)  # perceptrons take some tokens at a time
+    # Perceptrons take some tokens at a time; of a mixture of experts all tokens go to several experts each at once.
+    experts = getattr(config, "num_experts_per_tok", 0) or 0
+    routed = experts * (2 * config.hidden_size + 3 * getattr(config, "moe_intermediate_size", 0))
+    a_token = dtype.itemsize * (12 * config.hidden_size + routed + kept)
     on_gpu = device.type == "cuda"
     room = torch.cuda.get_device_properties(device).total_memory // _GPU_SHARE if on_gpu else _CPU_BYTES
     return max(1, room // (a_token * tokens))

@@ -8,9 +8,10 @@ question: `read_prefix`. A question then costs its own tokens: `read_behind`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,7 +59,13 @@ class _PrefixLayer(DynamicLayer):
         return keys, torch.cat([self.values.to(device, non_blocking=True), value_states], dim=-2)
 
 
-def read_prefix(decoder: nn.Module, layer: int, inputs_embeds: Tensor, position_ids: Tensor) -> Prefix:
+def read_prefix(
+    decoder: nn.Module,
+    layer: int,
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> Prefix:
     """Run the layers below `layer`, and its norm and key projection, over the beginnings of some prompts.
 
     Parameters
@@ -72,6 +79,8 @@ def read_prefix(decoder: nn.Module, layer: int, inputs_embeds: Tensor, position_
         ``(sets, tokens, hidden)``, unpadded.
     position_ids
         ``(axes, sets, tokens)`` int64; one axis for ordinary rotary embeddings, three for multimodal ones.
+    arguments
+        Of the decoder, besides; see `VideoPrompt.decoder_inputs`.
     """
     attention = attention_of(decoder, layer)
     cache = DynamicCache()
@@ -80,19 +89,24 @@ def read_prefix(decoder: nn.Module, layer: int, inputs_embeds: Tensor, position_
         _left_out(attention, "q_proj", "v_proj"),
         _in_parts(decoder, layer, inputs_embeds),
     ):
-        _run(decoder, inputs_embeds, position_ids, cache)
+        _run(decoder, inputs_embeds, position_ids, cache, arguments)
     keys, values = ([getattr(each, name) for each in cache.layers] for name in ("keys", "values"))
     return Prefix(keys, values[:layer])
 
 
 def read_behind(
-    decoder: nn.Module, layer: int, prefix: Prefix, inputs_embeds: Tensor, position_ids: Tensor
+    decoder: nn.Module,
+    layer: int,
+    prefix: Prefix,
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor, float]:
     """Queries and keys of one layer, for what comes after the prefix.
 
     Parameters
     ----------
-    decoder, layer, position_ids
+    decoder, layer, position_ids, arguments
         See `read_prefix`.
     prefix
         Of the same decoder and layer.
@@ -110,7 +124,7 @@ def read_behind(
     cache = DynamicCache()
     cache.layers = [_PrefixLayer(k, v) for k, v in zip(prefix.keys, [*prefix.values, None], strict=True)]
     with reading_layer(attention, lambda *found: read.append(found)), _left_out(attention, "v_proj"):
-        _run(decoder, inputs_embeds, position_ids, cache)
+        _run(decoder, inputs_embeds, position_ids, cache, arguments)
     return read[0]
 
 
@@ -139,7 +153,9 @@ def attention_of(decoder: Any, layer: int) -> nn.Module:
     return decoder.layers[layer].self_attn
 
 
-def _run(decoder: nn.Module, inputs_embeds: Tensor, position_ids: Tensor, cache: DynamicCache) -> None:
+def _run(
+    decoder: nn.Module, inputs_embeds: Tensor, position_ids: Tensor, cache: DynamicCache, arguments: Mapping[str, Any]
+) -> None:
     # transformers calls it `past_key_values` up to some release, and `cache` after.
     name = "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
     positions = sent(position_ids, inputs_embeds.device)
@@ -150,6 +166,7 @@ def _run(decoder: nn.Module, inputs_embeds: Tensor, position_ids: Tensor, cache:
         attention_mask=None,
         use_cache=True,
         **{name: cache},
+        **arguments,
     )
 
 
@@ -181,8 +198,9 @@ def _in_parts(decoder: Any, layer: int, like: Tensor) -> Iterator[None]:
 
     with ExitStack() as undo:
         for below in decoder.layers[:layer]:
-            # Weights that are loaded from disk for every call are loaded once.
-            if rows < like.shape[1] and not any(weight.is_meta for weight in below.mlp.parameters()):
+            # Weights that are loaded from disk for every call are loaded once; experts want many tokens each.
+            whole = hasattr(below.mlp, "experts") or any(weight.is_meta for weight in below.mlp.parameters())
+            if rows < like.shape[1] and not whole:
                 undo.enter_context(_forward(below.mlp, split(below.mlp.forward)))
         yield
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lmms_flexselect.memory import sent
 
 
 @dataclass
@@ -46,6 +50,12 @@ class VideoPrompt:
     video_keys
         What each video is known by: equal for equal visual tokens, None where that is not known. Empty if nothing
         else may stand between the video and what is kept of it, an image for instance.
+    extras
+        What the decoder takes of each token besides its embedding and position, by name: ``(tokens, …)`` each, on any
+        device. Empty for most families.
+    decoder_arguments
+        The decoder's own keyword arguments, made of `extras` with a batch axis in front, ``(batch, tokens, …)``. If
+        not given, the decoder takes them as they are.
     """
 
     input_ids: Tensor
@@ -59,6 +69,8 @@ class VideoPrompt:
     label: Tensor | None = None
     scorer: VideoPrompt | None = None
     video_keys: tuple[Hashable | None, ...] = ()
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    decoder_arguments: Callable[[dict[str, Tensor]], dict[str, Any]] = dict
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -84,6 +96,22 @@ class VideoPrompt:
             behind &= self.label < 0
         return behind.nonzero().squeeze(-1)
 
+    def decoder_inputs(self, columns: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """What the decoder reads of some tokens, but their positions.
+
+        Parameters
+        ----------
+        columns
+            ``(batch, tokens)`` int64: where they stand in the prompt.
+
+        Returns
+        -------
+        inputs_embeds, arguments
+            ``(batch, tokens, hidden)``, and the decoder's other keyword arguments.
+        """
+        extras = {name: _taken(each, columns) for name, each in self.extras.items()}
+        return _taken(self.inputs_embeds, columns), self.decoder_arguments(extras)
+
     def keep(self, mask: Tensor) -> VideoPrompt:
         """The prompt without the tokens where `mask` is false."""
         columns = mask.to(self.input_ids.device).nonzero().squeeze(-1)
@@ -91,7 +119,8 @@ class VideoPrompt:
         return replace(
             self,
             input_ids=self.input_ids[columns],
-            inputs_embeds=self.inputs_embeds[columns.to(self.inputs_embeds.device)],
+            inputs_embeds=_taken(self.inputs_embeds, columns),
+            extras={name: _taken(each, columns) for name, each in self.extras.items()},
             position_ids=positions,
             video=self.video[columns],
             frame=self.frame[columns],
@@ -101,6 +130,10 @@ class VideoPrompt:
         )
 
 
+def _taken(per_token: Tensor, columns: Tensor) -> Tensor:
+    return per_token[sent(columns, per_token.device)]
+
+
 def left_padded(rows: list[Tensor]) -> Tensor:
     """Rows ``(tokens, …)`` of a batch, with zeros in front of the shorter ones: ``(batch, longest, …)``."""
     longest = max(len(row) for row in rows)
@@ -108,21 +141,52 @@ def left_padded(rows: list[Tensor]) -> Tensor:
 
 
 def generation_inputs(prompts: list[VideoPrompt]) -> dict[str, Tensor]:
-    """What transformers' ``generate`` takes of a batch of prompts, but their positions.
+    """What transformers' ``generate`` takes of a batch of prompts; see `passing_extras` for what it does not take.
 
     Returns
     -------
     dict
-        ``input_ids`` and ``attention_mask`` ``(batch, longest)`` and ``inputs_embeds`` ``(batch, longest, hidden)``,
-        padded on the left, all where the embeddings are. The ids are read by logits processors (repetition penalty)
-        only.
+        ``input_ids`` and ``attention_mask`` ``(batch, longest)``, ``inputs_embeds`` ``(batch, longest, hidden)`` and,
+        where positions have several axes, ``position_ids`` ``(axes, batch, longest)``; padded on the left, all where
+        the embeddings are. The ids are read by logits processors (repetition penalty) only.
     """
     embeds = left_padded([p.inputs_embeds for p in prompts])
-    return {
+    inputs = {
         "input_ids": left_padded([p.input_ids for p in prompts]).to(embeds.device),
         "inputs_embeds": embeds,
         "attention_mask": left_padded([torch.ones_like(p.input_ids) for p in prompts]).to(embeds.device),
     }
+    if len(prompts[0].position_ids) > 1:
+        positions = left_padded([p.position_ids.T for p in prompts]).permute(2, 0, 1)
+        inputs["position_ids"] = positions.to(embeds.device)
+    return inputs
+
+
+@contextmanager
+def passing_extras(decoder: nn.Module, prompts: list[VideoPrompt]) -> Iterator[None]:
+    """Hand a batch's `extras` to the first pass of `decoder`, the one that reads the prompts; later ones read answers.
+
+    transformers' ``generate`` hands its keyword arguments to the whole model, which makes those of its text model by
+    itself and takes no others for it. Prompts without extras, of text alone for instance, have zeros in their place.
+    """
+    first = next((p for p in prompts if p.extras), prompts[0])
+    extras = {
+        name: left_padded([p.extras.get(name, like.new_zeros((len(p), *like.shape[1:]))) for p in prompts])
+        for name, like in first.extras.items()
+    }
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        handle.remove()
+        beams = len(kwargs["inputs_embeds"]) // len(prompts)
+        batch = {name: each.repeat_interleave(beams, dim=0) if beams > 1 else each for name, each in extras.items()}
+        extras.clear()  # as large as the prompt; nothing reads them again
+        return args, {**kwargs, **first.decoder_arguments(batch)}
+
+    handle = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def consecutive(present: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -169,7 +170,11 @@ def _own_kernel(attention: nn.Module, config: Any) -> Iterator[Callable[..., Any
 
 
 def queries_and_keys(
-    decoder: nn.Module, layer: int, inputs_embeds: Tensor, position_ids: Tensor
+    decoder: nn.Module,
+    layer: int,
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor, float]:
     """Queries and keys of one layer, after its norms and rotary embedding, for one unpadded prompt.
 
@@ -188,6 +193,8 @@ def queries_and_keys(
         ``(tokens, hidden)``.
     position_ids
         ``(axes, tokens)`` int64; one axis for ordinary rotary embeddings, three for multimodal ones.
+    arguments
+        Of the decoder, besides, for a batch of one; see `VideoPrompt.decoder_inputs`.
 
     Returns
     -------
@@ -195,7 +202,7 @@ def queries_and_keys(
         ``(heads, tokens, head_dim)``, ``(kv_heads, tokens, head_dim)``, and the factor on their dot products.
     """
     found: list[tuple[Tensor, Tensor, float]] = []
-    read_layers(decoder, [layer], inputs_embeds, position_ids, lambda _, *read: found.append(read))
+    read_layers(decoder, [layer], inputs_embeds, position_ids, lambda _, *read: found.append(read), arguments)
     return found[0]
 
 
@@ -205,12 +212,13 @@ def read_layers(
     inputs_embeds: Tensor,
     position_ids: Tensor,
     read: Callable[[int, Tensor, Tensor, float], None],
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """The same of several layers in one pass: each layer's are handed to `read` as it is reached, and not kept.
 
     Parameters
     ----------
-    decoder, inputs_embeds, position_ids
+    decoder, inputs_embeds, position_ids, arguments
         See `queries_and_keys`.
     layers
         Which, 0-based; nothing above the last of them runs.
@@ -238,6 +246,7 @@ def read_layers(
             # Without a mask of ones, positions with gaps are taken for several packed sequences.
             attention_mask=torch.ones(1, inputs_embeds.shape[0], dtype=torch.long, device=inputs_embeds.device),
             use_cache=False,
+            **arguments,
         )
 
 

@@ -90,8 +90,8 @@ def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: in
     Parameters
     ----------
     element
-        ``{"video": path, "min_pixels": …, "max_pixels": …, "video_start": …, "video_end": …}``; all but the path
-        optional; start and end in seconds.
+        ``{"video": path, "min_pixels": …, "max_pixels": …, "total_pixels": …, "video_start": …, "video_end": …}``;
+        all but the path optional; start and end in seconds.
     sampling
         Which frames.
     patch
@@ -116,7 +116,7 @@ def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: in
 def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch: int = 14) -> Tensor:
     """Frames ``(frames, 3, height, width)`` uint8 of a video of `count`, in the size that Qwen2.5-VL reads them in.
 
-    `element` may hold ``min_pixels`` and ``max_pixels``.
+    `element` may hold ``min_pixels`` and ``max_pixels`` of a frame and ``total_pixels`` of the video.
     """
     size = _target_size(element, count, frames.shape[-2:], patch * 2)
     if min(size) < 1:
@@ -143,7 +143,7 @@ def _sample(
 def _target_size(element: Mapping[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:
     """qwen-vl-utils' rule: a frame's own pixel bounds, within an even share of a context-sized pixel budget."""
     lowest = element.get("min_pixels", VIDEO_MIN_TOKEN_NUM * factor**2)
-    share = MODEL_SEQ_LEN * factor**2 * 0.9 / num_frames * FRAME_FACTOR
+    share = element.get("total_pixels", MODEL_SEQ_LEN * factor**2 * 0.9) / num_frames * FRAME_FACTOR
     highest = max(min(VIDEO_MAX_TOKEN_NUM * factor**2, share), int(lowest * 1.05))
     highest = min(element.get("max_pixels", highest), highest)
     return smart_resize(size[0], size[1], factor=factor, min_pixels=lowest, max_pixels=highest)

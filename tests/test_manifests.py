@@ -13,6 +13,7 @@ import lmms_flexselect
 from lmms_flexselect.manifests import manifests
 
 QWEN = "qwen2_5_vl_flexselect"
+QWEN3 = "qwen3_vl_flexselect"
 LLAVA = "llava_vid_flexselect"
 INTERNVL = ("internvl_hf_flexselect", "internvl2_flexselect")
 
@@ -38,7 +39,7 @@ def test_importing_the_manifests_loads_nothing_heavy():
 def test_the_entry_point_is_the_manifests():
     (ours,) = [e for e in entry_points(group="lmms_eval.models") if e.value.startswith("lmms_flexselect")]
     assert ours.load() is manifests
-    assert {manifest.model_id for manifest in manifests()} == {QWEN, LLAVA, *INTERNVL}
+    assert {manifest.model_id for manifest in manifests()} == {QWEN, QWEN3, LLAVA, *INTERNVL}
 
 
 @pytest.mark.parametrize("force_simple", [False, True])

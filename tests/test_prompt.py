@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.prompt import VideoPrompt, passing_extras
 
 # text, two frames of two tokens with text between them, text, another video of one token, text
 VIDEO = [-1, 0, 0, -1, 0, 0, -1, 1, -1, -1]
@@ -57,3 +59,57 @@ def test_a_prompt_without_videos(prompt):
     text = prompt.keep(~prompt.visual)
     assert text.num_videos == 0
     assert not text.visual.any()
+
+
+def with_extras(prompt):
+    extras = {"level": torch.arange(len(prompt) * 2.0).view(-1, 2), "seen": prompt.visual}
+    return replace(
+        prompt, extras=extras, decoder_arguments=lambda batch: {"added": batch["level"] * 2, "seen": batch["seen"]}
+    )
+
+
+def test_extras_go_where_their_tokens_go(prompt):
+    prompt = with_extras(prompt)
+    columns = torch.tensor([[8, 1, 2], [0, 0, 4]])
+    embeds, arguments = prompt.decoder_inputs(columns)
+    assert torch.equal(embeds, prompt.inputs_embeds[columns])
+    assert torch.equal(arguments["added"], prompt.extras["level"][columns] * 2)
+    assert torch.equal(arguments["seen"], prompt.visual[columns])
+    mask = prompt.input_ids % 3 == 0
+    shorter = prompt.keep(mask)
+    assert torch.equal(shorter.extras["level"], prompt.extras["level"][mask])
+    assert torch.equal(shorter.extras["seen"], prompt.visual[mask])
+
+
+def test_extras_of_a_batch_are_passed_once_and_for_every_beam(prompt):
+    class Decoder(torch.nn.Module):
+        def forward(self, inputs_embeds, **arguments):
+            return arguments
+
+    long = with_extras(prompt)
+    short, decoder = long.keep(long.visual), Decoder()
+    with passing_extras(decoder, [short, long]):
+        first = decoder(inputs_embeds=torch.zeros(4, 10, 3))
+        later = decoder(inputs_embeds=torch.zeros(4, 1, 3))
+    assert later == {} == decoder(inputs_embeds=torch.zeros(1))
+    padded = torch.cat([torch.zeros(5, 2), short.extras["level"]])
+    assert torch.equal(first["added"], 2 * torch.stack([padded, padded, long.extras["level"], long.extras["level"]]))
+    with pytest.raises(KeyError), passing_extras(decoder, [long]):
+        raise KeyError
+    assert decoder(inputs_embeds=torch.zeros(1)) == {}
+
+
+def test_prompts_with_and_without_extras_go_together(prompt):
+    class Decoder(torch.nn.Module):
+        def forward(self, inputs_embeds, **arguments):
+            return arguments
+
+    decoder, some = Decoder(), with_extras(prompt)
+    with passing_extras(decoder, [prompt, some]):
+        got = decoder(inputs_embeds=torch.zeros(2, 10, 3))
+    assert torch.equal(got["added"], torch.stack([torch.zeros(10, 2), some.extras["level"] * 2]))
+    assert torch.equal(got["seen"], torch.stack([torch.zeros(10, dtype=torch.bool), prompt.visual]))
+
+
+def test_a_prompt_without_extras_passes_nothing(prompt):
+    assert prompt.decoder_inputs(torch.tensor([[1, 2]]))[1] == {}

@@ -39,10 +39,10 @@ def states_of_layers(decoder: nn.Module, prompt: VideoPrompt, layers: Collection
     own = set_prompt(prompt, columns, prompt.query_columns)
     wanted = torch.cat([own.places, own.queries])
     modules: Any = decoder.layers
-    embeds = prompt.inputs_embeds[own.columns.to(prompt.inputs_embeds.device)]
+    embeds, arguments = prompt.decoder_inputs(own.columns[None])
     with ExitStack() as undo:
         read = {layer: undo.enter_context(reading_inputs(modules[layer])) for layer in layers}
-        read_layers(decoder, layers, embeds, own.positions, lambda *_: None)
+        read_layers(decoder, layers, embeds[0], own.positions, lambda *_: None, arguments)
     return {layer: states[0][0, wanted.to(states[0].device)].float().cpu() for layer, states in read.items()}
 
 

@@ -72,6 +72,6 @@ def recall_of_layers(
         for reduction, values in found.items():
             values.append(recall_at_k(visual_relevance(queries[:, rows], keys, rows, visual, scale, reduction), needle))
 
-    embeds = prompt.inputs_embeds[own.columns.to(prompt.inputs_embeds.device)]
-    read_layers(decoder, layers, embeds, own.positions, score)
+    embeds, arguments = prompt.decoder_inputs(own.columns[None])
+    read_layers(decoder, layers, embeds[0], own.positions, score, arguments)
     return found

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.prompt import VideoPrompt, generation_inputs, passing_extras
 from lmms_flexselect.selectors import Lite, ReferenceLayer
 from lmms_flexselect.store import VideoStore
 
@@ -27,14 +27,34 @@ class VisualTokens:
         ``(tokens, hidden)`` as the model has them.
     selector
         ``(tokens, hidden of the selector)`` as a FlexSelect-Lite selector has them; None without one.
+    extras
+        ``(tokens, …)`` each: what else the model's decoder takes of them (see `VideoPrompt.extras`).
     """
 
     model: Tensor
     selector: Tensor | None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+def giving_way(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a family's method: where a GPU runs out of memory, what is kept of videos leaves it; then another try."""
+
+    @functools.wraps(method)
+    def wrapped(self: Family, *arguments: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *arguments, **kwargs)
+        except torch.OutOfMemoryError:
+            if self.store is None or not self.store.leave_gpu():
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return method(self, *arguments, **kwargs)
+
+    return wrapped
 
 
 class Family:
-    """How one VideoLLM is read; a family adds ``prompts(inputs)``, ``generate(prompts)`` and ``tower``.
+    """How one VideoLLM is read; a family adds ``prompts(inputs)`` and ``tower``.
 
     The inputs of every family's `prompts` may name their videos, so that a video's next question finds what was
     computed for the last one:
@@ -51,6 +71,9 @@ class Family:
         The loaded model, on any device or devices.
     round_budget
         Whether the reference rounds this family's budget up to whole frames (see `FlexSelect`).
+    generate_sees_ids
+        Whether transformers' ``generate`` gets the prompt's token ids beside its embeddings, for stopping criteria and
+        logits processors; otherwise these see new tokens alone.
     selector
         A FlexSelect-Lite selector's module (see `lmms_flexselect.lite`): prompts then hold what it reads.
     store
@@ -60,6 +83,7 @@ class Family:
 
     model: Any
     round_budget: ClassVar[bool] = False
+    generate_sees_ids: ClassVar[bool] = True
     selector: Any = None
     store: VideoStore | None = None
 
@@ -84,6 +108,27 @@ class Family:
         """Visual tokens as the selector has them, of what the model's own projector has read."""
         own = self.selector.get_input_embeddings().weight
         return self.selector.project(features.to(own.device, own.dtype))
+
+    @giving_way
+    @torch.no_grad()
+    def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
+        """Answer a batch of prompts with the unchanged model.
+
+        Decoding goes on from each prompt's last position plus one. `generate_kwargs` go to transformers' ``generate``.
+
+        Returns
+        -------
+        list of Tensor
+            New token ids of each prompt, ``(new,)`` int64, the prompt not included; shorter answers are padded.
+        """
+        inputs = generation_inputs(prompts)
+        before = inputs["input_ids"].shape[1]
+        if not self.generate_sees_ids:
+            del inputs["input_ids"]
+            before = 0
+        with passing_extras(self.decoder, prompts):
+            answers = self.model.generate(**inputs, **generate_kwargs)
+        return list(answers[:, before:])
 
     def patches(self, prompt: VideoPrompt, frame: int) -> Tensor:
         """Where the tokens of a picture stand in a prompt, this model's or its selector's: ``(rows, columns)`` int64.
@@ -139,7 +184,8 @@ class Family:
         found |= zip(missing, encode(missing) if missing else [], strict=True)
         for number in missing:
             if store is not None and keys[number] is not None:
-                store.put(self._features_name(keys[number]), (found[number].model, found[number].selector))
+                made = found[number]
+                store.put(self._features_name(keys[number]), (made.model, made.selector, made.extras))
         return [found[number] if number in found else found[first[key]] for number, key in enumerate(keys)]
 
     def _features_name(self, key: Hashable) -> tuple[Hashable, ...]:
@@ -163,23 +209,6 @@ def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], l
 
 
 _OF_VIDEOS: tuple[tuple[str, Any], ...] = (("video_keys", None), ("left_out", False))
-
-
-def giving_way(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a family's method: where a GPU runs out of memory, what is kept of videos leaves it; then another try."""
-
-    @functools.wraps(method)
-    def wrapped(self: Family, *arguments: Any, **kwargs: Any) -> Any:
-        try:
-            return method(self, *arguments, **kwargs)
-        except torch.OutOfMemoryError:
-            if self.store is None or not self.store.leave_gpu():
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return method(self, *arguments, **kwargs)
-
-    return wrapped
 
 
 def gradients_for_selector(prompts: Callable[..., Any]) -> Callable[..., Any]:

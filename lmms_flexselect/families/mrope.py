@@ -1,4 +1,4 @@
-"""Multimodal rotary positions of Qwen2.5-VL, by the published rule.
+"""Multimodal rotary positions, by the published rule.
 
 transformers' own `get_rope_index` changed between releases, at times putting the text inside the video's range of
 positions; so the rule is computed here and passed in. Text counts up on all three axes (time, height, width); a
@@ -8,7 +8,8 @@ position on any axis, plus one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,12 +31,16 @@ class VisionBlock:
         Positions per temporal unit: ``tokens_per_second * seconds per unit`` for a video, 1 for an image.
     is_video
         Whether selection may drop its tokens.
+    video, unit
+        Of a video: which one, and which of its temporal units the block begins with.
     """
 
     columns: Tensor
     grid: tuple[int, int, int]
     step: float
     is_video: bool
+    video: int = 0
+    unit: int = 0
 
 
 def published_positions(num_tokens: int, blocks: list[VisionBlock]) -> Tensor:
@@ -92,7 +97,17 @@ def compact_blocks(blocks: list[VisionBlock], frame: Tensor, present: Tensor, st
         columns = block.columns[present[block.columns]]
         _, height, width = block.grid
         units = len(frame[columns].unique()) if block.is_video else block.grid[0]
-        compacted.append(
-            VisionBlock(place[columns], (units, height, width), step if block.is_video else block.step, block.is_video)
-        )
+        own_step = step if block.is_video else block.step
+        compacted.append(replace(block, columns=place[columns], grid=(units, height, width), step=own_step))
     return compacted
+
+
+def with_mrope_section(words: dict[str, Any]) -> None:
+    """Add to a selector's configuration the split of half a head's width between time, height and width.
+
+    It is Qwen2.5-VL's, 16, 24 and 24 of 64; a text model does not have it.
+    """
+    half = words["hidden_size"] // words["num_attention_heads"] // 2
+    time = half // 4
+    height = (half - time) // 2
+    words.setdefault("rope_scaling", {"type": "mrope", "mrope_section": [time, height, half - time - height]})

@@ -68,8 +68,8 @@ class SelectorNetwork:
         """Visual tokens from what the VideoLLM's own projector reads, one for each of its tokens."""
         raise NotImplementedError
 
-    @classmethod
-    def complete(cls, words: dict[str, Any]) -> None:
+    @staticmethod
+    def complete(words: dict[str, Any]) -> None:
         """Add to a configuration what a decoder of a text model alone does not say."""
 
     @staticmethod

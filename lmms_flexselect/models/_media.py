@@ -20,12 +20,12 @@ from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._questions import check_text
 from lmms_flexselect.models._records import PreparedRow, text_of
-from lmms_flexselect.models._seen_videos import SeenVideo, inputs_without_pixels, seen_in
+from lmms_flexselect.models._seen_videos import SeenVideo, Spell, inputs_without_pixels, repeated_placeholder, seen_in
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
 from lmms_flexselect.video_key import VideoKey, video_key
 
-_OF_MEDIA = ("images", "videos", "video_metadata")
-_READ_BY = ("min_pixels", "max_pixels", "video_start", "video_end")
+_OF_TEXT = ("text", "padding", "padding_side", "return_tensors")
+_READ_BY = ("min_pixels", "max_pixels", "total_pixels", "video_start", "video_end")
 
 
 PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>")
@@ -65,15 +65,16 @@ class AddedPrompts:
                 text["text"] = text["text"].strip() + self.reasoning
 
 
-def element_key(element: dict[str, Any], sampling: FrameSampling) -> VideoKey | None:
+def element_key(element: dict[str, Any], sampling: FrameSampling, patch: int) -> VideoKey | None:
     """What a video of a chat message is read by; None if there is no such file."""
-    return video_key(element["video"], sampling, *((name, element[name]) for name in _READ_BY if name in element))
+    rules = ((name, element[name]) for name in _READ_BY if name in element)
+    return video_key(element["video"], sampling, patch, *rules)
 
 
 def read_key(key: VideoKey) -> SampledVideo:
     """The frames that `element_key` stands for, uint8."""
-    sampling, *rules = key.reading
-    return read_video_bytes({"video": key.path, **dict(rules)}, sampling)  # type: ignore[arg-type]
+    sampling, patch, *rules = key.reading
+    return read_video_bytes({"video": key.path, **dict(rules)}, sampling, patch)  # type: ignore[arg-type]
 
 
 class MediaProcessor:
@@ -96,6 +97,8 @@ class MediaProcessor:
         before, their pixels are left out.
     added
         What is said beside a task's own messages.
+    spell
+        How the processor writes a video into a prompt; see `inputs_without_pixels`.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class MediaProcessor:
         frames: Frames[SampledVideo] | None = None,
         has_video: Callable[[VideoKey], bool] = lambda key: False,
         added: AddedPrompts = AddedPrompts(),
+        spell: Spell = repeated_placeholder,
     ) -> None:
         self._processor = processor
         self._sampling = sampling
@@ -115,6 +119,8 @@ class MediaProcessor:
         self._frames = frames or Frames(read_key, 0)
         self._has_video = has_video
         self._added = added
+        self._spell = spell
+        self._patch = int(processor.video_processor.patch_size)
         self._seen: dict[VideoKey, SeenVideo] = {}
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
@@ -155,8 +161,8 @@ class MediaProcessor:
         kwargs["images"] = images or None
         seen = [video for video in videos if isinstance(video, SeenVideo)]
         if seen:
-            of_text = {name: value for name, value in kwargs.items() if name not in _OF_MEDIA}
-            inputs = inputs_without_pixels(self._processor, seen, **of_text)
+            of_text = {name: value for name, value in kwargs.items() if name in _OF_TEXT}
+            inputs = inputs_without_pixels(self._processor, seen, self._spell, **of_text)
         else:
             kwargs["videos"] = [video.frames.float() for video in videos if isinstance(video, SampledVideo)] or None
             if videos and self._pass_metadata:
@@ -172,9 +178,12 @@ class MediaProcessor:
         """Whether questions about a video need its frames no more."""
         return key is not None and key in self._seen and self._has_video(key)
 
+    def _key(self, element: dict[str, Any]) -> VideoKey | None:
+        return element_key(element, self._sampling, self._patch)
+
     def _knows_element(self, element: dict[str, Any]) -> bool:
         video = element.get("video")
-        return isinstance(video, (str, os.PathLike)) and self.knows(element_key(element, self._sampling))
+        return isinstance(video, (str, os.PathLike)) and self.knows(self._key(element))
 
     def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
         row, images, keys = PreparedRow(text_of(conversation[-1])), [], []
@@ -183,7 +192,7 @@ class MediaProcessor:
         try:
             for element in extract_vision_info(conversation):
                 if "video" not in element:
-                    images.append(_image(element))
+                    images.append(_image(element, self._patch))
                     continue
                 video, key = self._read_video(element)
                 videos.append(video)
@@ -204,18 +213,19 @@ class MediaProcessor:
 
     def _read_video(self, element: dict[str, Any]) -> tuple[SampledVideo | SeenVideo, VideoKey | None]:
         if isinstance(element["video"], (str, os.PathLike)):
-            key = element_key(element, self._sampling)
+            key = self._key(element)
             if key is None:
-                return read_video_bytes(element, self._sampling), None
+                return read_video_bytes(element, self._sampling, self._patch), None
             return self._seen[key] if self._leave_out else self._frames.get(key), key
-        frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
+        # A list of images: nothing to sample.
+        frames, metadata = fetch_video(element, image_patch_size=self._patch, return_video_metadata=True)
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None
 
 
-def _image(element: dict[str, Any]) -> Any:
-    """An image of a chat message, in the size that Qwen2.5-VL reads it in; raises `VideoError`."""
+def _image(element: dict[str, Any], patch: int) -> Any:
+    """An image of a chat message, in the size that the model reads it in; raises `VideoError`."""
     try:
-        return fetch_image(element)
+        return fetch_image(element, image_patch_size=patch)
     except (AssertionError, OSError, ValueError) as error:
         raise VideoError(f"an image cannot be read: {first_line(error)}") from None
 

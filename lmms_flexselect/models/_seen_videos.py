@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +47,26 @@ def seen_in(
     }
 
 
+Spell = Callable[[Any, str, Sequence[SeenVideo]], str]
+"""Of the processor, a rendered prompt and the videos in it: the prompt with all their tokens spelled out."""
+
+
+def repeated_placeholder(processor: Any, text: str, seen: Sequence[SeenVideo]) -> str:
+    """A prompt in which each video is as many placeholders as it has visual tokens."""
+    token, merge = processor.video_token, processor.video_processor.merge_size
+    counts = iter([math.prod(video.grid) // merge**2 for video in seen])
+    return re.sub(re.escape(token), lambda _: token * next(counts), text)
+
+
 def inputs_without_pixels(
-    processor: Any, seen: Sequence[SeenVideo], text: Sequence[str], **kwargs: Any
+    processor: Any, seen: Sequence[SeenVideo], spell: Spell, text: Sequence[str], **kwargs: Any
 ) -> BatchFeature:
     """What the processor makes of texts about these videos, in their order, and that their pixels are left out.
 
     The processor itself refuses texts without their videos. `kwargs` are its own that say how texts are padded.
     """
-    token, merge = processor.video_token, processor.video_processor.merge_size
-    counts = iter([math.prod(video.grid) // merge**2 for video in seen])
-    spelled = [re.sub(re.escape(token), lambda _: token * next(counts), one) for one in text]
+    waiting = iter(seen)
+    spelled = [spell(processor, one, [next(waiting) for _ in range(one.count(processor.video_token))]) for one in text]
     inputs = BatchFeature(dict(processor.tokenizer(spelled, **kwargs)))
     inputs["video_grid_thw"] = torch.tensor([video.grid for video in seen])
     if all(video.seconds_per_unit is not None for video in seen):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,37 +11,22 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as UpstreamChat
 from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
-from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
+from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
-from lmms_flexselect.families.qwen2_5_vl.reader import Qwen2_5_VLReader
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models._arguments import check_fps
 from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts, MediaProcessor, element_key, read_key
-from lmms_flexselect.models._plugin import FlexSelectPlugin
-from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_requests, check_text
-from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
+from lmms_flexselect.models._media import AddedPrompts
+from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
 from lmms_flexselect.models._upstream import with_visuals
-from lmms_flexselect.options import whole_number
-from lmms_flexselect.video import FrameSampling, SampledVideo
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video import FrameSampling
 
-_FRAMES_PER_UNIT = 2
 _UPSTREAM_SIMPLE_FPS = 2.0
 _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 
 
-class _Qwen2_5_VLPlugin(FlexSelectPlugin):
+class _Qwen2_5_VLPlugin(QwenPlugin):
     options: Options
-    fps: float | None
-    max_num_frames: int
-    max_pixels: int
-    min_pixels: int
-    processor: Any
-    system_prompt: str | None
-    reasoning_prompt: str | None
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
@@ -50,70 +34,12 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
-    def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
-        self._sampled = self._sampling()
-        self._bare_processor = self.processor
-        self.processor = MediaProcessor(
-            self.processor,
-            self._sampled,
-            self.options.strict,
-            self._pass_metadata(),
-            self._frames,
-            has_video=self._has_video,
-            added=self._added(),
-        )
-        return QwenSelectingModel(self.processor, *arguments)
-
-    def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
-        # As upstream's loops write a video into their messages.
-        bounds = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
-        return [element_key({"video": path, **bounds}, self._sampled) for path in paths]
-
-    def _read_video(self, key: VideoKey) -> SampledVideo:
-        return read_key(key)
-
-    def _needs_frames(self, key: VideoKey) -> bool:
-        return not self.processor.knows(key)
-
-    def _frame_count(self, frames: int, fps: float) -> int:
-        return min(self._sampled.count(frames, fps), self._sampled.max_frames)
-
-    def reader(self) -> Qwen2_5_VLReader:
-        """See `FlexSelectPlugin.reader`."""
-        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        sampling = FrameSampling(self.max_num_frames, self.fps or None)
-        return Qwen2_5_VLReader(self.family, self._bare_processor, sampling, pixels)
-
-    def _sampling(self) -> FrameSampling:
-        raise NotImplementedError
-
-    def _pass_metadata(self) -> bool:
-        return True
-
     def _config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, self.upstream_name)
 
     def _loaders(self) -> dict[str, Any]:
         name = "Qwen2_5_VLForConditionalGeneration"
         return {name: StrictLoader(getattr(upstream, name), self.options.dtype)}
-
-    def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
-        frames = whole_number("max_num_frames", upstream_args["max_num_frames"], at_least=_FRAMES_PER_UNIT)
-        check_fps(upstream_args["fps"], ", or none to spread max_num_frames over the video")
-        lowest, highest = (whole_number(n, upstream_args[n], at_least=1) for n in ("min_pixels", "max_pixels"))
-        if lowest > highest:
-            raise OptionError(f"min_pixels={lowest} exceeds max_pixels={highest}; give both")
-        self.options.check_frames(-(-frames // _FRAMES_PER_UNIT))
-        for name in ("system_prompt", "reasoning_prompt"):
-            check_text(upstream_args[name] or "", PLACEHOLDERS, name)
-
-    def _added(self) -> AddedPrompts:
-        """What is said beside a task's own messages, where upstream's loop does not do it."""
-        return AddedPrompts()
-
-    def _prepared(self, requests: list[Any]) -> list[Any]:
-        check_requests(requests, PLACEHOLDERS)
-        return super()._prepared(requests)
 
 
 class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
@@ -168,11 +94,7 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
 
 
 def _known_videos(visuals: list[Any], question: str) -> list[Any]:
-    """Raise `VideoError` for a video that upstream would leave out in silence because of its name."""
-    for visual in visuals:
-        if isinstance(visual, str) and not visual.endswith(_UPSTREAM_SIMPLE_VIDEOS):
-            raise VideoError(f"{visual}: with --force_simple only {', '.join(_UPSTREAM_SIMPLE_VIDEOS)} are read")
-    return visuals
+    return check_video_names(visuals, _UPSTREAM_SIMPLE_VIDEOS)
 
 
 def _interleaved(visuals: list[Any], question: str) -> list[Any]:

@@ -20,14 +20,17 @@ MAX_POSITIONS = 32768
 TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def build_tokenizer(special_tokens: Sequence[str] = TEXT_TOKENS, **named: str) -> Qwen2Tokenizer:
-    """Any text is representable, and each word of a needle question is one token.
+def build_tokenizer(
+    special_tokens: Sequence[str] = TEXT_TOKENS, words: Sequence[str] = (), **named: str
+) -> Qwen2Tokenizer:
+    """Any text is representable, and each word of a needle question, and each of `words`, is one token.
 
     Special tokens that a processor asks the tokenizer for have names: ``video_token="<video>"``.
     """
     corpus = [f"{word} {word}" for word in [*COLOURS, *SHAPES]]
     corpus += [question("red"), "You are a helpful assistant.", "system\n", "user\n", "assistant\n"]
     corpus += ["Answer with the option's letter from the given choices directly.", "The best answer is: A. B. C. D."]
+    corpus += [f"{word} {word}" for word in words]
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     # The vocabulary limit is out of reach: merging stops when every word of the corpus has become one token.

@@ -133,8 +133,8 @@ class ReferenceLayer:
 
     def _read_whole(self, prompt: VideoPrompt, read: SetPrompt) -> Tensor:
         """All of a set's prompt in one pass."""
-        embeds = prompt.inputs_embeds[sent(read.columns, prompt.inputs_embeds.device)]
-        q, k, scale = queries_and_keys(self.decoder, self.layer, embeds, read.positions)
+        embeds, arguments = prompt.decoder_inputs(read.columns[None])
+        q, k, scale = queries_and_keys(self.decoder, self.layer, embeds[0], read.positions, arguments)
         rows = sent(read.queries, q.device)  # the layer may lie on another device than the prompt
         visual = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
         visual[sent(read.places, q.device)] = True
@@ -175,10 +175,9 @@ class ReferenceLayer:
         split = some[0].prefix
         columns = torch.stack([each.columns for each in some])
         positions = torch.stack([each.positions for each in some], dim=1)
-        embeds = prompt.inputs_embeds
         prefix = self._kept(prompt, columns[:, :split], positions[..., :split], key)
-        behind = embeds[sent(columns[:, split:], embeds.device)]
-        q, k, scale = read_behind(self.decoder, self.layer, prefix, behind, positions[..., split:])
+        embeds, arguments = prompt.decoder_inputs(columns[:, split:])
+        q, k, scale = read_behind(self.decoder, self.layer, prefix, embeds, positions[..., split:], arguments)
         queries = some[0].queries
         if len(queries) < q.shape[2]:
             q = q[:, :, sent(queries - split, q.device)]
@@ -187,9 +186,13 @@ class ReferenceLayer:
 
     def _kept(self, prompt: VideoPrompt, columns: Tensor, positions: Tensor, key: Hashable) -> Prefix:
         """What the layers make of the beginnings of some sets' prompts: kept, or computed and kept."""
-        embeds = prompt.inputs_embeds
+
+        def read() -> Prefix:
+            embeds, arguments = prompt.decoder_inputs(columns)
+            return read_prefix(self.decoder, self.layer, embeds, positions, arguments)
+
         if key is None or self.store is None:
-            return read_prefix(self.decoder, self.layer, embeds[sent(columns, embeds.device)], positions)
+            return read()
         # Whatever goes in: which tokens, at which positions; the visual ones are what the video's key stands for.
         own = (*columns.shape, self.layer, id(self.decoder))
         digest = hashlib.blake2b(repr(own).encode(), digest_size=16)
@@ -199,7 +202,7 @@ class ReferenceLayer:
         name = (key, "prefix", digest.hexdigest())
         kept: Any = self.store.get(name)
         if kept is None:
-            prefix = read_prefix(self.decoder, self.layer, embeds[sent(columns, embeds.device)], positions)
+            prefix = read()
             self.store.put(name, (prefix.keys, prefix.values))
             return prefix
         return Prefix(*kept)

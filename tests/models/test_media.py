@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +21,7 @@ class FakeProcessor:
     """Renders every element as its type, and gives back what it is called with."""
 
     tokenizer = "the wrapped processor's tokenizer"
+    video_processor = SimpleNamespace(patch_size=14)
 
     def apply_chat_template(self, conversations, **kwargs):
         self.template_arguments = kwargs

@@ -139,11 +139,11 @@ def test_sets_read_together_score_as_each_by_itself(family, prompt, columns, cou
 def out_of_memory_from(sets, monkeypatch, asked):
     read = read_prefix
 
-    def limited(decoder, layer, embeds, positions):
+    def limited(decoder, layer, embeds, positions, arguments):
         asked.append(len(embeds))
         if len(embeds) >= sets:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB")
-        return read(decoder, layer, embeds, positions)
+        return read(decoder, layer, embeds, positions, arguments)
 
     monkeypatch.setattr(reference_layer, "read_prefix", limited)
 

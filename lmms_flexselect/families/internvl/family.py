@@ -24,7 +24,7 @@ from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.families.internvl.prompt import END, START
 from lmms_flexselect.lite.checkpoint import read_selector_config
 from lmms_flexselect.lite.networks import Tower
-from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
+from lmms_flexselect.prompt import VideoPrompt, consecutive
 
 IMAGE_MARKS = ("compete", "stay")
 
@@ -222,18 +222,3 @@ class InternVL(Family):
         video, frame = torch.full_like(prompt.video, -1), torch.full_like(prompt.frame, -1)
         video[places], frame[places] = prompt.video[columns], prompt.frame[columns]
         return replace(prompt, video=video, frame=frame, label=None)
-
-    @giving_way
-    @torch.no_grad()
-    def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
-        """Answer a batch of prompts with the unchanged model, from positions ``0 .. tokens-1`` on.
-
-        `generate_kwargs` go to transformers' ``generate``.
-
-        Returns
-        -------
-        list of Tensor
-            New token ids of each prompt, ``(new,)`` int64; shorter answers are padded.
-        """
-        inputs = generation_inputs(prompts)
-        return list(self.model.generate(**inputs, **generate_kwargs)[:, inputs["input_ids"].shape[1] :])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVi
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.loading import load_tokenizer, load_whole
-from lmms_flexselect.prompt import VideoPrompt, consecutive, generation_inputs
+from lmms_flexselect.prompt import VideoPrompt, consecutive
 
 VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
 
@@ -86,6 +86,8 @@ class LlavaVideo(Family):
 
     model: Any
     frames_per_chunk: int = 32
+    # As in the original.
+    generate_sees_ids: ClassVar[bool] = False
 
     @property
     def decoder(self) -> nn.Module:
@@ -179,23 +181,6 @@ class LlavaVideo(Family):
             if self.selector is not None:
                 of_selector.append(self.selector_tokens(read[0]).flatten(0, 1))
         return VisualTokens(torch.cat(tokens), torch.cat(of_selector) if of_selector else None)
-
-    @giving_way
-    @torch.no_grad()
-    def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
-        """Answer a batch of prompts with the unchanged model, from positions ``0 .. tokens-1`` on.
-
-        As in the original, transformers' ``generate`` sees embeddings alone, so that stopping criteria and logits
-        processors see new tokens alone. `generate_kwargs` go to it.
-
-        Returns
-        -------
-        list of Tensor
-            New token ids of each prompt, ``(new,)`` int64; shorter answers are padded.
-        """
-        inputs = generation_inputs(prompts)
-        del inputs["input_ids"]
-        return list(self.model.generate(**inputs, **generate_kwargs))
 
     @giving_way
     @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMerger, Qwen2_5_VLTextModel
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.mrope import with_mrope_section
 from lmms_flexselect.lite.networks import SelectorNetwork as Network
 
 
@@ -18,6 +19,7 @@ class SelectorNetwork(Network, Qwen2_5_VLTextModel):
 
     mark = "merger_token_selector.ln_q.weight"
     published_model_type = "qwen2_5_vl"
+    complete = staticmethod(with_mrope_section)
 
     def __init__(self, config: Qwen2_5_VLTextConfig) -> None:
         super().__init__(config)
@@ -29,12 +31,6 @@ class SelectorNetwork(Network, Qwen2_5_VLTextModel):
     def project(self, features: Tensor) -> Tensor:
         """``(patches, tower)`` to ``(tokens, hidden)``, in the order of the tower's windows."""
         return self.merger_token_selector(features)
-
-    @classmethod
-    def complete(cls, words: dict[str, Any]) -> None:
-        """Add mRoPE's split of a head, which a text model does not have."""
-        head = words["hidden_size"] // words["num_attention_heads"]
-        words.setdefault("rope_scaling", {"type": "mrope", "mrope_section": mrope_section(head)})
 
     @staticmethod
     def teacher_projector(model: Any) -> dict[str, Tensor]:
@@ -58,9 +54,3 @@ class SelectorNetwork(Network, Qwen2_5_VLTextModel):
                 )
             value.copy_(rows)
         self.merger_token_selector.requires_grad_(False)
-
-
-def mrope_section(head: int) -> list[int]:
-    """Qwen2.5-VL's split of half a head's width between time, height and width: 16, 24, 24 of 64."""
-    time = head // 8
-    return [time, (head // 2 - time) // 2, head // 2 - time - (head // 2 - time) // 2]
