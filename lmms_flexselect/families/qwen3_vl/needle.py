@@ -21,7 +21,7 @@ from transformers import (
 from lmms_flexselect.families.mrope import VisionBlock, published_positions
 from lmms_flexselect.families.qwen2_5_vl.needle import CHAT_TEMPLATE, SPECIAL_TOKENS
 from lmms_flexselect.families.qwen3_vl.timestamps import with_videos
-from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, messages
+from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, messages
 from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
 from lmms_flexselect.needle.tokenizer import build_tokenizer
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, read_video
