@@ -80,7 +80,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._frames,
             self._has_video,
         )
-        return InternVLSelectingModel(self.processor, *arguments)
+        return InternVLSelectingModel(*arguments)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         return [self.processor.key(path) for path in paths]

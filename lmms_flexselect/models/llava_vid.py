@@ -23,7 +23,7 @@ from lmms_flexselect.models._llava_frames import (
     visuals_key,
 )
 from lmms_flexselect.models._llava_package import conv_templates, upstream_llava_vid
-from lmms_flexselect.models._llava_selecting_model import Likelihood, LlavaSelectingModel
+from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._upstream import with_visuals
@@ -131,10 +131,6 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
             frames.row.error = str(error) if isinstance(error, VideoError) else None
         frames.row.seconds = time.perf_counter() - start
         return frames, seconds, length
-
-    def loglikelihood(self, requests: list[Any]) -> list[Likelihood]:
-        """Upstream's loop: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
-        return [Likelihood(pair) for pair in self._run("loglikelihood", requests)]
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         size = self.config.vision_config.image_size

@@ -10,14 +10,16 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as UpstreamChat
 from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
-from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models._answering import stop
 from lmms_flexselect.models._loading import StrictLoader
 from lmms_flexselect.models._media import MediaProcessor, element_key, read_key
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
+from lmms_flexselect.models._records import Answer
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
 from lmms_flexselect.training.readers import Qwen2_5_VLReader
@@ -52,7 +54,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
             self._frames,
             has_video=self._has_video,
         )
-        return QwenSelectingModel(self.processor, *arguments)
+        return QwenSelectingModel(*arguments)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         # As upstream's loops write a video into their messages.
@@ -114,6 +116,10 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
         # Upstream opens each video once more to count its frames unless a rate is set; the count is not used here.
         self.fps = self.fps or 0.0
         return sampling
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
+        """Upstream's loop takes a simple model's requests, and a chat model is given others."""
+        stop(FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple"))
 
 
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
