@@ -44,6 +44,8 @@ class Answering(lmms):
     options: FlexSelectOptions
     resolved: dict[str, Any]
     upstream_name: ClassVar[str]
+    _answers_in_batches: ClassVar[str | None] = "generate_until"
+    """The kind of requests of which upstream's loop hands the model several at once, if the batch size says so."""
     family: Any
     _selecting: SelectingModel | None
     _frames: Frames[Any]
@@ -187,7 +189,7 @@ class Answering(lmms):
             "log_metrics": lambda **measured: None,  # of one batch; `clean` reports the run's
             **self._stand_ins(),
         }
-        batches = in_batches(requests, videos, int(self.batch_size) if kind == "generate_until" else 1)
+        batches = in_batches(requests, videos, int(self.batch_size) if kind == self._answers_in_batches else 1)
         keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
         self._frames.plan(key for batch in batches for i in batch for key in keys[videos[i]])
         answers: dict[int, Answer] = {}

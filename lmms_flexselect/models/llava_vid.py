@@ -43,6 +43,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
 
     upstream_name = _family_name = "llava_vid"
     _upstream_module = upstream
+    _answers_in_batches = None
     video_decode_backend: str
     max_frames_num: int
     fps: int

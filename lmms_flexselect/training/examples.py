@@ -71,7 +71,7 @@ class VideoExamples(Dataset):
 
 
 def _content_digest(path: str) -> str:
-    """Of a file's bytes: scores on disk outlive it, and another video may come in its place, as may a copy elsewhere."""
+    """Of a file's bytes: scores on disk outlive it, and another video may come in its place."""
     digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
