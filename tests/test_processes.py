@@ -111,7 +111,7 @@ def test_what_handled_signals_before_does_so_again():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
-    in_thread = []
+    in_thread: list[None] = []
     thread = threading.Thread(target=lambda: in_thread.append(ended_by_signals().__enter__()))
     thread.start()
     thread.join()

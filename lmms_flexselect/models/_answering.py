@@ -133,13 +133,11 @@ class Answering(lmms):
                 return self._answers(kind, requests, videos)
         except EscapeUpstream as escape:
             error = escape.__cause__
-        except NotImplementedError:
-            error = FlexSelectError(
-                f"{self.upstream_name}: lmms-eval's own class does not answer {kind} requests either"
-            )
         except (Exception, KeyboardInterrupt, SystemExit) as own:
             error = own
         assert error is not None
+        if isinstance(error, NotImplementedError) and traceback.extract_tb(error.__traceback__)[-1].name == kind:
+            error = FlexSelectError(f"{self.upstream_name}: lmms-eval's class does not answer {kind} requests")
         if self._finished:
             try:
                 self.keep(self._finished)
@@ -193,6 +191,8 @@ class Answering(lmms):
         keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
         self._frames.plan(key for batch in batches for i in batch for key in keys[videos[i]])
         answers: dict[int, Answer] = {}
+        assert self._selecting is not None
+        self._selecting.begin_run()
         try:
             with (
                 replaced(module, **{name: value for name, value in stand_ins.items() if hasattr(module, name)}),

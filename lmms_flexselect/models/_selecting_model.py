@@ -66,6 +66,10 @@ class SelectingModel:
         self._dumped: Counter[str] = Counter()
         self.records: list[SampleRecord] = []
 
+    def begin_run(self) -> None:
+        """Write what is kept of a document under its name again, in place of what was written before."""
+        self._dumped.clear()
+
     def begin(self, documents: list[tuple[DocumentKey, Paths | None]]) -> None:
         """Say which document each row of the following calls is, and which videos it shows, if that is known."""
         self._batch = documents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from lmms_flexselect.training.examples import VideoExamples
 def test_kept_scores_are_of_the_content_of_a_video(tmp_path):
     video = tmp_path / "video.mp4"
     video.write_bytes(b"1234")
-    sample = SimpleNamespace(id="one", video=str(video), question="What?", answer="A")
+    sample: Any = SimpleNamespace(id="one", video=str(video), question="What?", answer="A")
     reader = SimpleNamespace(read=lambda *read: {})
 
     def example():
