@@ -62,7 +62,7 @@ def timeless(block: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory, checkpoints, tasks):
-    """Two processes, each with one run after the other; the folder of their results, and what was said."""
+    """One process, one run after the other; the folder of their results, and what was said."""
     folder = tmp_path_factory.mktemp("odd")
     qwen, llava, internvl = (checkpoints[name] for name in ("qwen2_5_vl", "llava_vid", "internvl_hf"))
     lenient = f"{qwen},strict=false"
@@ -90,11 +90,8 @@ def odd(tmp_path_factory, checkpoints, tasks):
         *twice("internvl", "internvl_hf", internvl, "mlvu_dev"),
         *twice("llava", "llava_vid", llava, "mlvu_dev"),
     ]
-    said = ""
-    for part in (runs[:7], runs[7:]):
-        (folder / "runs.yaml").write_text(yaml.safe_dump(part))
-        said += run([sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"], folder).stdout
-    return folder, said
+    (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
+    return folder, run([sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"], folder, timeout=2400).stdout
 
 
 def test_each_repeat_is_an_answer(odd):
@@ -246,7 +243,7 @@ def stuck(tmp_path, checkpoints, stock_videos):
 
 def wait_until_stuck(folder: Path, process: subprocess.Popen[str]) -> None:
     """Until the decoder is, and the two questions before were answered."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         said = (folder / "said").read_text()
         if "reading what is stuck" in said and re.search(r"Model Responding:\s+67%", said):
@@ -267,6 +264,6 @@ def test_a_signal_ends_a_run_within_seconds_and_what_was_finished_is_kept(stuck,
     # The decoder is well again: two answers are there, one is computed.
     good = folder / "tasks" / "utils.py"
     good.write_text(good.read_text().replace('"stuck" in', '"never" in'))
-    assert start("prefetch_videos=" + str(ahead)).wait(timeout=240) == 0
+    assert start("prefetch_videos=" + str(ahead)).wait(timeout=600) == 0
     assert block_of(folder / "out")["overall"]["samples"] == 1, (folder / "said").read_text()[-3000:]
     assert len(samples_of(folder / "out")) == 3
