@@ -109,9 +109,9 @@ def mend_response_cache() -> None:
         lm.keep = keep
         try:
             answers = through(getattr(lm, reqtype), requests)
+            lm.after_cache(reqtype, requests)
         finally:
             del lm.keep
-        lm.after_cache(reqtype, requests)
         return answers
 
     ResponseCache.execute = execute
