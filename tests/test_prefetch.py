@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from lmms_flexselect.prefetch import Prefetcher, ReaderDied
+from tests.support.hearing import hear_ctrl_c
 
 PATIENCE = 10.0
 
@@ -193,7 +194,11 @@ finally:
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_ctrl_c_ends_a_process_while_a_decoder_is_stuck(ahead):
     process = subprocess.Popen(
-        [sys.executable, "-c", _STUCK, str(ahead)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _STUCK, str(ahead)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmms_flexselect.processes import ended_by_signals
+from tests.support.hearing import hear_ctrl_c
 
 # Exit functions run last first: what is registered before is called after. Linux names gloo's threads.
 _LEAVING = """
@@ -93,7 +94,9 @@ finally:
     ],
 )
 def test_a_signal_ends_a_process_whatever_waits_in_it(where, number, status, kept):
-    process = subprocess.Popen([sys.executable, "-c", _SIGNALLED, where], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SIGNALLED, where], stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(number)

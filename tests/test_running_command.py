@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.support import odd_tasks
+from tests.support.hearing import hear_ctrl_c
 from tests.support.odd_tasks import document
 from tests.test_command import checkpoints, results_in, run, run_in_processes
 
@@ -230,6 +231,7 @@ def stuck(tmp_path, checkpoints, stock_videos):
                     stdout=said,
                     stderr=subprocess.STDOUT,
                     text=True,
+                    preexec_fn=hear_ctrl_c,
                     start_new_session=True,  # so that a signal can be sent to all, as a terminal does
                 )
             )
