@@ -15,13 +15,15 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models._answering import stop
 from lmms_flexselect.models._arguments import check_fps
 from lmms_flexselect.models._loading import StrictLoader
 from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts, MediaProcessor, element_key, read_key
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_requests, check_text
+from lmms_flexselect.models._questions import check_text
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
+from lmms_flexselect.models._records import Answer
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
 from lmms_flexselect.training.readers import Qwen2_5_VLReader
@@ -44,6 +46,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
+    _placeholders = PLACEHOLDERS
 
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
@@ -60,7 +63,7 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
             has_video=self._has_video,
             added=self._added(),
         )
-        return QwenSelectingModel(self.processor, *arguments)
+        return QwenSelectingModel(*arguments)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         # As upstream's loops write a video into their messages.
@@ -109,10 +112,6 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
         """What is said beside a task's own messages, where upstream's loop does not do it."""
         return AddedPrompts()
 
-    def _prepared(self, requests: list[Any]) -> list[Any]:
-        check_requests(requests, PLACEHOLDERS)
-        return super()._prepared(requests)
-
 
 class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
     """Chat class. Frames: at most `max_num_frames`, and at most `fps` a second where that is given."""
@@ -137,6 +136,10 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
         # Upstream opens each video once more to count its frames unless a rate is set; the count is not used here.
         self.fps = self.fps or 0.0
         return sampling
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
+        """Upstream's loop takes a simple model's requests, and a chat model is given others."""
+        stop(FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple"))
 
 
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
