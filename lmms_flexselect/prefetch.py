@@ -1,13 +1,19 @@
-"""Reading ahead: what will be asked for next is read in background threads while the model computes."""
+"""Reading ahead: what will be asked for next is read in background threads while the model computes.
+
+The threads are daemons, and whoever waits for a value waits on a lock, never in a decoder's native code: so Ctrl-C
+reaches a run at once, and a thread that is still decoding does not hold up the end of the interpreter, as those of
+`concurrent.futures` do.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -28,7 +34,7 @@ class Prefetcher(Generic[Key, Value]):
     read
         Makes a value of its key, in any thread.
     ahead
-        How many values are read before their turn, and in how many threads; 0 reads each when it is asked for.
+        How many values are read before their turn, and how many at once; 0 reads each when it is asked for.
     needed
         Whether a value will be asked for, as it looks at the time; others are not read ahead.
     """
@@ -41,14 +47,12 @@ class Prefetcher(Generic[Key, Value]):
         self._needed = needed
         self._coming: deque[Key] = deque()
         self._held: dict[Key, Future[Value]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._turns = threading.BoundedSemaphore(max(1, ahead))
 
     def plan(self, keys: Iterable[Key]) -> None:
         """Begin with a new order, and with the first values of it; what was planned before is forgotten."""
         self.close()
         self._coming = deque(key for key, _ in groupby(keys))
-        if self._ahead and self._coming:
-            self._pool = ThreadPoolExecutor(self._ahead, "prefetch")
         self._begin()
 
     def get(self, key: Key) -> Value:
@@ -64,21 +68,18 @@ class Prefetcher(Generic[Key, Value]):
             If its thread was ended or ran out of memory. Only this value is lost.
         """
         if key not in self._coming:
-            return self._value(key)
+            return self._read_now(key).result()
         while self._coming[0] != key:
             self._coming.popleft()
         self._begin()
         if key not in self._held:
-            value = self._value(key)
-            self._held[key] = Future()
-            self._held[key].set_result(value)
+            self._held[key] = self._read_now(key)
         return self._held[key].result()
 
     def close(self) -> None:
         """Let go of everything. What is being read at the moment ends by itself; nothing else is begun."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
+        for future in self._held.values():
+            future.cancel()
         self._coming.clear()
         self._held.clear()
 
@@ -92,20 +93,44 @@ class Prefetcher(Generic[Key, Value]):
                 break
         for key in [key for key in self._held if key not in wanted]:
             self._held.pop(key).cancel()
-        if self._pool is None:
-            return
-        for key in wanted:
+        for key in wanted if self._ahead else ():
             if key not in self._held and self._needed(key):
                 try:
-                    self._held[key] = self._pool.submit(self._value, key)
+                    self._held[key] = self._read_in_thread(key, self._turns)
                 except RuntimeError:  # no more threads are to be had: it is read when it is asked for
                     return
 
-    def _value(self, key: Key) -> Value:
+    def _read_now(self, key: Key) -> Future[Value]:
         try:
-            return self._read(key)
-        except BaseException as error:
-            own = threading.current_thread() is not threading.main_thread()
-            if isinstance(error, MemoryError) or (own and not isinstance(error, Exception)):
-                raise ReaderDied(f"reading it was ended by {type(error).__name__}") from error
-            raise
+            return self._read_in_thread(key, nullcontext())
+        except RuntimeError:
+            future: Future[Value] = Future()
+            try:
+                future.set_result(self._read(key))
+            except Exception as error:
+                future.set_exception(_of_value(error))
+            return future
+
+    def _read_in_thread(self, key: Key, turn: AbstractContextManager[Any]) -> Future[Value]:
+        """A value that is read in a thread of its own, once that has its turn; RuntimeError if there is no thread."""
+        future: Future[Value] = Future()
+
+        def read() -> None:
+            with turn:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self._read(key))
+                    except BaseException as error:
+                        future.set_exception(_of_value(error))
+
+        threading.Thread(target=read, name="prefetch", daemon=True).start()
+        return future
+
+
+def _of_value(error: BaseException) -> Exception:
+    """An error as whoever asks for the value is to see it: what ends a thread is not to end the run."""
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
+        return error
+    died = ReaderDied(f"reading it was ended by {type(error).__name__}")
+    died.__cause__ = error
+    return died

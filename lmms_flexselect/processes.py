@@ -1,8 +1,14 @@
-"""The processes of one run: what they tell each other, and how one of them leaves."""
+"""The processes of one run: what they tell each other, and how one of them ends."""
 
 from __future__ import annotations
 
 import atexit
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -47,3 +53,43 @@ class Processes:
         # Leaving NCCL's waits for the others, which a process that failed must not, and it has no such thread.
         if dist.is_available() and dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
             dist.destroy_process_group()
+
+
+@contextmanager
+def ended_by_signals(patience: float = 5.0) -> Iterator[None]:
+    """Have SIGTERM leave the block by SystemExit, as SIGINT does by KeyboardInterrupt, and either end the process.
+
+    Python tells its main thread of a signal when that comes back from native code: from a collective that waits for
+    other processes, or from a decoder, perhaps never. So a thread of its own learns of it too, and ends the process if
+    the block has not been left after `patience` seconds. Signals that somebody else handles are left alone, and all of
+    them outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    left = threading.Event()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+
+    def watch() -> None:
+        with there:
+            while told := there.recv(1):
+                if told[0] in (signal.SIGINT, signal.SIGTERM) and not left.wait(patience):
+                    os._exit(128 + told[0])
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    before = signal.set_wakeup_fd(here.fileno(), warn_on_full_buffer=False)
+    if ours := signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        left.set()
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(before)
+        here.close()

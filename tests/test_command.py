@@ -32,10 +32,12 @@ LLAVA = "max_frames_num=16,token_budget=12,max_frames_per_set=4,reference_layer=
 INTERNVL = "num_frames=6,token_budget=12,max_frames_per_set=3,reference_layer=2,dtype=float32"
 
 
-def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: list[str], folder: Path, timeout: float = 600, **environment: str
+) -> subprocess.CompletedProcess[str]:
     # One thread a process: two of them share two cores.
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def run_in_processes(number: int, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

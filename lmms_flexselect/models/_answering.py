@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from lmms_eval import utils
-from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from loguru import logger
+from tqdm import tqdm
 
-from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.errors import FlexSelectError, first_line
 from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._order import InOrder, in_video_order
+from lmms_flexselect.models._order import NoProgress, OneBatch, in_batches
 from lmms_flexselect.models._preflight import Paths, check_videos, request_videos
-from lmms_flexselect.models._records import DocumentLog, gather, results_block
-from lmms_flexselect.models._regroup import share
+from lmms_flexselect.models._questions import check_requests
+from lmms_flexselect.models._records import Answer, answer_of, gather, results_block
+from lmms_flexselect.models._regroup import is_padding, share
 from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import EscapeUpstream, command_line, our_tasks, replaced
+from lmms_flexselect.models._upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
-from lmms_flexselect.processes import Processes
+from lmms_flexselect.processes import Processes, ended_by_signals
 from lmms_flexselect.video_file import file_complaint, video_length
 from lmms_flexselect.video_key import VideoKey
 
@@ -34,20 +37,25 @@ _MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 class Answering(lmms):
     """Stands before an upstream wrapper, whose loop stays in charge, and is handed what it asks for.
 
-    That is something that reads the videos (a family's own), a model that selects before it generates
-    (`SelectingModel`), and a `task_dict` that tells which document is being read (`DocumentLog`). One video's requests
-    come one after the other, on one process, and the next videos are read ahead.
+    That is something that reads the videos (a family's own), and a model that selects before it generates
+    (`SelectingModel`). One video's requests come one after the other, on one process, and the next videos are read
+    ahead.
     """
 
     options: FlexSelectOptions
     resolved: dict[str, Any]
     cache_identity: str
-    task_dict: DocumentLog
+    upstream_name: ClassVar[str]
+    _answers_in_batches: ClassVar[str | None] = "generate_until"
+    """The kind of requests of which upstream's loop hands the model several at once, if the batch size says so."""
+    _placeholders: ClassVar[tuple[str, ...]] = ()
+    """What the model reads as the place of an image or a video; no question may have it in it."""
     family: Any
     _selecting: SelectingModel | None
     _frames: Frames[Any]
     _processes: Processes
     _joined: bool
+    _finished: list[tuple[Any, Answer]]
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -90,32 +98,56 @@ class Answering(lmms):
         """What upstream's loop calls `generate` on."""
         return getattr(self, "_selecting", None) or super().model
 
-    def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
+    def generate_until(self, requests: list[Any]) -> list[Answer]:
         """Upstream's loop; its answers, with the tokens that the language model read counted."""
         return self._run("generate_until", requests)
 
-    def behind_cache(self, kind: str, requests: list[Any]) -> None:
+    def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
+        """The same for tasks that go on asking: of each request the list of its rounds' answers."""
+        return self._run("generate_until_multi_round", requests)
+
+    def generate_visual_cot(self, requests: list[Any]) -> list[Answer]:
+        """The same for tasks that have the model draw, if upstream's class can."""
+        return self._run("generate_visual_cot", requests)
+
+    def loglikelihood(self, requests: list[Any]) -> list[Answer]:
+        """The same: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
+        return self._run("loglikelihood", requests)
+
+    def keep(self, finished: list[tuple[Any, Answer]]) -> None:
+        """Keep the answers of a run that is ending before its end; while lmms-eval's response cache asks, that does."""
+
+    def after_cache(self, kind: str, requests: list[Any]) -> None:
         """Called when lmms-eval's response cache is done: take part in what others ask, unless that was done."""
-        if kind in ("generate_until", "loglikelihood") and self._regroups(requests) and not self._joined:
+        if self._regroups(requests) and not self._joined:
             self._run(kind, [])
         self._joined = False
 
-    def _run(self, kind: str, requests: list[Any]) -> list[Any]:
-        """Answers by one of upstream's loops, after a look at all videos; an error ends the run."""
+    def _run(self, kind: str, requests: list[Any]) -> list[Answer]:
+        """Answers by one of upstream's loops, after a look at all videos; an error or a signal ends the run."""
         error: BaseException | None
+        self._finished = []
         try:
-            videos = request_videos(requests, self.task_dict)
-            self.task_dict.last(0)  # nobody's turn yet
-            if self.options.strict:
-                check_videos(videos, self._file_complaint)
-            if self._regroups(requests):
-                return self._regrouped(kind, requests, videos)
-            return self._answers(kind, requests, videos)
+            with ended_by_signals():
+                check_requests(requests, self._placeholders)
+                videos = request_videos(kind, requests, self.task_dict)
+                if self.options.strict:
+                    check_videos(videos, self._file_complaint)
+                if self._regroups(requests):
+                    return self._regrouped(kind, requests, videos)
+                return self._answers(kind, requests, videos)
         except EscapeUpstream as escape:
             error = escape.__cause__
-        except Exception as own:
+        except (Exception, KeyboardInterrupt, SystemExit) as own:
             error = own
         assert error is not None
+        if isinstance(error, NotImplementedError) and traceback.extract_tb(error.__traceback__)[-1].name == kind:
+            error = FlexSelectError(f"{self.upstream_name}: lmms-eval's class does not answer {kind} requests")
+        if self._finished:
+            try:
+                self.keep(self._finished)
+            except Exception as lost:
+                logger.warning(f"the {len(self._finished)} answers so far were not kept ({first_line(lost)})")
         stop(error)
 
     def _regroups(self, requests: list[Any]) -> bool:
@@ -145,33 +177,58 @@ class Answering(lmms):
                 weight += 1
         return float(max(1, weight))
 
-    def _answers(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
-        """Answers by one of upstream's loops, which gets one video's requests together, with videos decoded ahead."""
+    def _answers(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Answer]:
+        """Answers by one of upstream's loops, which gets one batch after the other, with videos decoded ahead.
+
+        So it is known whose turn it is when the loop calls the model, and each batch's answers are there at once.
+        """
         if not requests:
             return []
         loop = getattr(super(), kind)
         module = sys.modules[loop.__module__]
-        stand_ins = self._stand_ins()
-        if hasattr(module, "utils"):
-            stand_ins["utils"] = SimpleNamespace(**{**vars(utils), "Collator": InOrder})
-        order = in_video_order(requests, videos, int(self.batch_size))
+        stand_ins = {
+            "utils": SimpleNamespace(**{**vars(utils), "Collator": OneBatch}),
+            "tqdm": NoProgress,
+            "log_metrics": lambda **measured: None,  # of one batch; `clean` reports the run's
+            **self._stand_ins(),
+        }
+        batches = in_batches(requests, videos, int(self.batch_size) if kind == self._answers_in_batches else 1)
         keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
-        self._frames.plan(key for i in order for key in keys[videos[i]])
+        self._frames.plan(key for batch in batches for i in batch for key in keys[videos[i]])
+        answers: dict[int, Answer] = {}
+        assert self._selecting is not None
+        self._selecting.begin_run()
         try:
-            with replaced(module, **stand_ins):
-                answers = loop(self._prepared([requests[i] for i in order]))
+            with (
+                replaced(module, **{name: value for name, value in stand_ins.items() if hasattr(module, name)}),
+                tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar,
+            ):
+                for batch in batches:
+                    given = self._batch_answers(kind, loop, [requests[i] for i in batch], [videos[i] for i in batch])
+                    answers.update(zip(batch, given, strict=True))
+                    self._finished += [(requests[i], answers[i]) for i in batch if answers[i].error is None]
+                    bar.update(len(batch))
         finally:
             self._frames.close()
-        if kind == "generate_until":
-            answers = self._counted([requests[i] for i in order], answers)
-        given = dict(zip(order, answers, strict=True))
-        return [given[i] for i in range(len(requests))]
+        return [answers[i] for i in range(len(requests))]
 
-    def _counted(self, requests: list[Any], answers: list[Any]) -> list[GenerationResult]:
+    def _batch_answers(self, kind: str, loop: Any, batch: list[Any], videos: list[Paths]) -> list[Answer]:
         assert self._selecting is not None
-        counted = {record.key: record for record in self._selecting.records}
-        documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in requests)]
-        return [self._with_counts(a, counted.get(d)) for a, d in zip(answers, documents, strict=True)]
+        # Later rounds show what the task says then.
+        shown = videos if kind != "generate_until_multi_round" else [None] * len(batch)
+        documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in batch)]
+        self._selecting.begin(list(zip(documents, shown, strict=True)))
+        records = self._selecting.records
+        before = len(records)
+        given = loop(self._prepared(copies(batch)))
+        made = [records[before + row :: len(batch)] for row in range(len(batch))]
+        if len(given) != len(batch) or not all(len(of_one) == len(made[0]) > 0 for of_one in made):
+            raise RuntimeError(f"lmms-eval's {self.upstream_name} gave {len(given)} answers for {len(batch)} requests")
+        answers = [answer_of(kind, *of_one) for of_one in zip(given, made, strict=True)]
+        records[before:] = [
+            r for request, of_one in zip(batch, made, strict=True) for r in of_one if not is_padding(request)
+        ]
+        return answers
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
@@ -181,20 +238,10 @@ class Answering(lmms):
         if (arguments := command_line()) is not None:
             arguments.flexselect = block  # goes into the results file, also if everything came out of a cache
         if self.rank == 0 and records:
-            # Upstream's chat classes have reported time and tokens already; the simple ones report nothing.
-            reported = not self.is_simple
-            seconds = 0.0 if reported else sum(r.generate_seconds for r in records)
-            tokens = 0 if reported else sum(r.output_tokens for r in records)
+            seconds, tokens = (sum(getattr(r, name) for r in records) for name in ("generate_seconds", "output_tokens"))
             log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, block["overall"])
         self._selecting = self.family = None
         super().clean()
-
-    @staticmethod
-    def _with_counts(answer: Any, record: Any) -> GenerationResult:
-        text = answer.text if isinstance(answer, GenerationResult) else answer
-        if record is None:
-            return answer if isinstance(answer, GenerationResult) else GenerationResult(text)
-        return GenerationResult(text, TokenCounts(record.input_tokens, record.output_tokens))
 
 
 def stop(error: BaseException) -> NoReturn:
@@ -204,8 +251,9 @@ def stop(error: BaseException) -> NoReturn:
     line. With others it would leave them waiting for this process until their time-out.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if not isinstance(error, FlexSelectError):
+        by_signal = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if not by_signal and not isinstance(error, FlexSelectError):
             traceback.print_exception(error)
-        print(f"lmms-flexselect: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+        print(f"lmms-flexselect: {'interrupted' if by_signal else error}", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT if by_signal else 1)
     raise error

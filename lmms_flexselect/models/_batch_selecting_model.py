@@ -13,22 +13,12 @@ from lmms_flexselect.models._selecting_model import Answers, SelectingModel
 
 
 class BatchSelectingModel(SelectingModel):
-    """Called as upstream calls its model, with what the processor made of a batch.
-
-    Parameters
-    ----------
-    processor
-        Tells what was read for each row.
-    """
+    """Called as upstream calls its model, with what our processor made of a batch, `PreparedRow`s among it."""
 
     _inputs: ClassVar[frozenset[str]]
     """Names of what the processor makes."""
     _visual_token: ClassVar[str]
     """What the configuration calls the placeholder of a visual token."""
-
-    def __init__(self, processor: Any, *args: Any) -> None:
-        super().__init__(*args)
-        self._processor = processor
 
     def generate(self, **kwargs: Any) -> Tensor:
         """transformers' ``generate``, over prompts shortened to the token budget.
@@ -41,8 +31,7 @@ class BatchSelectingModel(SelectingModel):
         """
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self._inputs}
         ids = inputs["input_ids"]
-        rows = self._processor.take_rows()[-len(ids) :]
-        rows = [PreparedRow()] * (len(ids) - len(rows)) + rows
+        rows: list[PreparedRow] = kwargs.pop("rows")
         return torch.cat([ids, self._generated(inputs, rows, **kwargs).to(ids.device)], dim=1)
 
     def _answer(self, inputs: Mapping[str, Any], **kwargs: Any) -> Answers:

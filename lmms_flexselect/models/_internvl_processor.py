@@ -139,11 +139,6 @@ class InternVLMedia:
         """Whether questions about a video need its frames no more."""
         return key is not None and key in self._seen and self._has_video(key)
 
-    def take_rows(self) -> list[PreparedRow]:
-        """What was read for the prompt made last."""
-        row, self._row = self._row, PreparedRow()
-        return [row]
-
     def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> str:
         """Render one conversation, the system message of the prompt form before it if it has none."""
         self._row = PreparedRow(text_of(conversation[-1]))
@@ -155,7 +150,7 @@ class InternVLMedia:
     def __call__(
         self, images: list[Any] | None = None, videos: list[str] | None = None, text: str = "", **kwargs: Any
     ) -> BatchFeature:
-        """One prompt's inputs, as `InternVL.prompts` takes them."""
+        """One prompt's inputs, as `InternVL.prompts` takes them, and `rows`: what was read for it."""
         start = time.perf_counter()
         try:
             keys = [self.key(path) for path in videos or []]
@@ -192,6 +187,7 @@ class InternVLMedia:
         features = BatchFeature(inputs)
         if keys:
             features |= {"video_keys": keys, "left_out": left_out}
+        features["rows"] = [self._row]
         return features
 
     def _read(self, path: str, key: VideoKey | None) -> Tensor:

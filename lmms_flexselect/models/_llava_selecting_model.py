@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import GenerationResult
 from loguru import logger
 from torch import Tensor
 
@@ -15,16 +13,6 @@ from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, continuatio
 from lmms_flexselect.models._llava_frames import LlavaFrames
 from lmms_flexselect.models._measure import now, peak_memory
 from lmms_flexselect.models._selecting_model import SelectingModel, prompt_counts
-
-
-class Likelihood(GenerationResult):
-    """Loss, and whether the text is the likeliest: a pair to whoever asked, and to lmms-eval's evaluator too.
-
-    Release 0.7.3 would hand a plain pair on as a text, and no multiple-choice task would finish.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.text)
 
 
 class LlavaSelectingModel(SelectingModel):

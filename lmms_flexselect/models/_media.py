@@ -133,11 +133,6 @@ class MediaProcessor:
             raise AttributeError(name)
         return getattr(self._processor, name)
 
-    def take_rows(self) -> list[PreparedRow]:
-        """What was read since the last call, one entry a prompt."""
-        rows, self._rows = self._rows, []
-        return rows
-
     def apply_chat_template(self, conversations: list[Any], **kwargs: Any) -> Any:
         """Read the media of one conversation or a batch of them, render, and empty the messages of their media."""
         batch = [conversations] if isinstance(conversations[0], dict) else conversations
@@ -155,9 +150,9 @@ class MediaProcessor:
         return rendered
 
     def __call__(self, **kwargs: Any) -> Any:
-        """Upstream's processor call, with the media read above."""
-        images, videos, keys = self._images, self._videos, self._keys
-        self._images, self._videos, self._keys = [], [], []
+        """Upstream's processor call, with the media read above, and `rows`: what was read for each prompt."""
+        rows, images, videos, keys = self._rows, self._images, self._videos, self._keys
+        self._rows, self._images, self._videos, self._keys = [], [], [], []
         kwargs["images"] = images or None
         seen = [video for video in videos if isinstance(video, SeenVideo)]
         if seen:
@@ -172,6 +167,7 @@ class MediaProcessor:
             self._seen |= seen_in(inputs, keys, [video.metadata for video in videos])
         if videos:
             inputs["video_keys"] = keys
+        inputs["rows"] = rows
         return inputs
 
     def knows(self, key: VideoKey | None) -> bool:

@@ -1,4 +1,4 @@
-"""The order in which requests are answered: those about one video one after the other."""
+"""The order in which requests are answered, and which of them together: those about one video one after the other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from lmms_flexselect.models._preflight import Paths
 
 
-def in_video_order(requests: Sequence[Any], videos: Sequence[Paths], batch_size: int = 1) -> list[int]:
-    """Numbers of the requests as they are to be answered: videos by their first question, questions as they come.
+def in_batches(requests: Sequence[Any], videos: Sequence[Paths], batch_size: int = 1) -> list[list[int]]:
+    """Numbers of the requests, batch by batch: videos by their first question, questions as they come.
 
     Where several are answered at once, those that cannot be (see `_together`) are kept apart first.
     """
@@ -23,7 +23,11 @@ def in_video_order(requests: Sequence[Any], videos: Sequence[Paths], batch_size:
             kinds.append(kind)
         number = kinds.index(kind)
         keys.append((number, first.setdefault((number, paths), len(first))))
-    return sorted(range(len(keys)), key=keys.__getitem__)
+    batches = []
+    for _, run in groupby(sorted(range(len(keys)), key=keys.__getitem__), lambda i: keys[i][0]):
+        alike = list(run)
+        batches += [alike[start : start + batch_size] for start in range(0, len(alike), batch_size)]
+    return batches
 
 
 def _together(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -31,20 +35,30 @@ def _together(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return [argument for argument in arguments if isinstance(argument, dict)], *arguments[-2:]
 
 
-class InOrder:
-    """In place of lmms-eval's `Collator`, which sorts by the length or the words of questions: leaves them alone."""
+class OneBatch:
+    """In place of lmms-eval's `Collator`, which sorts requests and divides them: leaves those of a batch alone."""
 
     def __init__(self, arr: Sequence[Any], *arguments: Any, **kwargs: Any) -> None:
         self._requests = arr
 
-    def get_batched(self, n: int = 1, batch_fn: Any = None) -> Iterator[list[Any]]:
-        """Batches of at most `n`, each of requests that may be answered together."""
-        for _, run in groupby(self._requests, _together):
-            alike = list(run)
-            for start in range(0, len(alike), n):
-                yield alike[start : start + n]
+    def get_batched(self, *arguments: Any, **kwargs: Any) -> Iterator[Sequence[Any]]:
+        """All requests at once."""
+        yield self._requests
 
     @staticmethod
     def get_original(answers: list[Any]) -> list[Any]:
         """The answers as they are."""
         return answers
+
+
+class NoProgress:
+    """In place of `tqdm` in an upstream loop, which is called once a batch; the run has one bar of its own."""
+
+    def __init__(self, *arguments: Any, **kwargs: Any) -> None:
+        """Takes what `tqdm` takes."""
+
+    def update(self, number: int = 1) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Show nothing."""

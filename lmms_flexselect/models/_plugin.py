@@ -27,10 +27,9 @@ from lmms_flexselect.models._answering import Answering, stop
 from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._loading import OneProcess
-from lmms_flexselect.models._records import DocumentLog
 from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import (
-    ask_behind_cache,
+    mend_response_cache,
     replaced,
     use_upstream_prompts,
 )
@@ -46,7 +45,6 @@ from lmms_flexselect.store import VideoStore
 class FlexSelectPlugin(Answering):
     """Mixed in before an upstream wrapper; everything family-neutral lives here once, and in `Answering`."""
 
-    upstream_name: ClassVar[str]
     _upstream_module: ClassVar[ModuleType]
     _device_map_on_cpu: ClassVar[str] = "cpu"
     _revision: str | None = None
@@ -59,7 +57,7 @@ class FlexSelectPlugin(Answering):
         try:
             upstream_args = self._resolve(given)
             use_upstream_prompts()
-            ask_behind_cache()
+            mend_response_cache()
             self._load(upstream_args)
             family = self._family(super().model)
             if self.options.store_gpu_gib or self.options.store_cpu_gib:
@@ -68,7 +66,6 @@ class FlexSelectPlugin(Answering):
         except FlexSelectError as error:
             stop(error)
         self.family = family
-        self.task_dict = DocumentLog()
         flexselect = FlexSelect(
             selector,
             self.options.token_budget,
@@ -80,7 +77,7 @@ class FlexSelectPlugin(Answering):
         self._processes = Processes()
         self._processes.leave_at_exit()
         self._joined = False
-        self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options, self.task_dict)
+        self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options)
         self.resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
         logger.info(f"FlexSelect options: {self.resolved}")
         self.resolved["checkpoint"] = self._checkpoint(upstream_args)

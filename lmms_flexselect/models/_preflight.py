@@ -14,27 +14,30 @@ from lmms_flexselect.video_file import file_complaint
 Paths = tuple[str, ...]
 
 
-def request_videos(requests: list[Any], task_dict: dict[str, Any]) -> list[Paths]:
-    """The paths of what each request looks at, in order.
+def request_videos(kind: str, requests: list[Any], task_dict: dict[str, Any]) -> list[Paths]:
+    """The paths of what each request looks at first, in order; none for one that looks at no video.
 
-    A task whose first document has no video is left alone, since its documents may hold images, which are costly to
-    load.
+    Every document is looked at, since a task may have videos in some of them only. Those that hold images are decoded
+    for that, and let go of.
 
     Parameters
     ----------
+    kind
+        Which of a model's methods answers them: ``"generate_until"``, ``"generate_until_multi_round"``,
+        ``"loglikelihood"``.
     requests
-        As `generate_until` gets them, of simple or of chat models.
+        As that method gets them, of simple or of chat models.
     task_dict
         Data sets by task and split.
     """
     videos: list[Paths] = []
-    without_video: set[str] = set()
     for request in requests:
         *_, doc_id, task, split = request.args
-        paths = () if task in without_video else tuple(_video_paths(request, task_dict[task][split][doc_id]))
-        if not paths:
-            without_video.add(task)
-        videos.append(paths)
+        # A simple model's visuals or a chat model's messages. In front of them a likelihood's target may be a function
+        # too, and behind them what is asked in later rounds.
+        makers = [argument for argument in request.args if callable(argument)]
+        shown = makers[-1 if kind == "loglikelihood" else 0](task_dict[task][split][doc_id]) if makers else None
+        videos.append(tuple(_paths(shown or [])))
     return videos
 
 
@@ -63,10 +66,8 @@ def check_videos(videos: Iterable[Paths], complaint_of: Callable[[str], str | No
         raise VideoError(f"{first}: {complaint}{others}")
 
 
-def _video_paths(request: Any, document: Any) -> Iterator[str]:
-    # A simple model's visuals, or a chat model's messages; a `loglikelihood` request may have its target before them.
-    makers = [argument for argument in request.args if callable(argument)]
-    for item in (makers[-1](document) or []) if makers else []:
+def _paths(shown: Iterable[Any]) -> Iterator[str]:
+    for item in shown:
         for media in item["content"] if isinstance(item, dict) and "content" in item else [item]:
             url = media.get("url") if isinstance(media, dict) and media.get("type") == "video" else media
             if isinstance(url, str) and "://" not in url:

@@ -11,7 +11,7 @@ from lmms_flexselect.models._arguments import check_fps
 from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts, MediaProcessor, element_key, read_key
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_requests, check_text
+from lmms_flexselect.models._questions import check_text
 from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._seen_videos import SeenVideo, repeated_placeholder
 from lmms_flexselect.options import whole_number
@@ -24,6 +24,7 @@ _FRAMES_PER_UNIT = 2
 class QwenPlugin(FlexSelectPlugin):
     """See `FlexSelectPlugin`."""
 
+    _placeholders = PLACEHOLDERS
     fps: float | None
     max_num_frames: int
     max_pixels: int
@@ -45,7 +46,7 @@ class QwenPlugin(FlexSelectPlugin):
             self._added(),
             self._spell,
         )
-        return QwenSelectingModel(self.processor, *arguments)
+        return QwenSelectingModel(*arguments)
 
     def _spell(self, processor: Any, text: str, seen: Sequence[SeenVideo]) -> str:
         """How the processor writes videos into a prompt; see `inputs_without_pixels`."""
@@ -92,10 +93,6 @@ class QwenPlugin(FlexSelectPlugin):
     def _added(self) -> AddedPrompts:
         """What is said beside a task's own messages, where upstream's loop does not do it."""
         return AddedPrompts()
-
-    def _prepared(self, requests: list[Any]) -> list[Any]:
-        check_requests(requests, PLACEHOLDERS)
-        return super()._prepared(requests)
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
         if str(given.get("fps", "")).lower() == "none":

@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
 import torch.distributed as dist
+from lmms_eval.api.instance import GenerationResult, TokenCounts
 
 DocumentKey = tuple[str, str, int]  # task, split, document number
-
-
-class DocumentLog(dict):
-    """A model's `task_dict` that remembers which documents were read.
-
-    Upstream's loops look every document up as ``task_dict[task][split][doc_id]``, in the order of the batch, right
-    before they call the model. That is the one place where they say whose turn it is.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._read: list[DocumentKey] = []
-
-    def __getitem__(self, task: str) -> Any:
-        return _Lookup(super().__getitem__(task), self._read, (task,))
-
-    def last(self, rows: int) -> list[DocumentKey | None]:
-        """Keys of the last `rows` documents read; None for a row that did not come through here."""
-        read: list[DocumentKey | None] = [*self._read[max(0, len(self._read) - rows) :]]
-        self._read.clear()
-        return [None] * (rows - len(read)) + read
-
-
-class _Lookup:
-    def __init__(self, container: Any, read: list[DocumentKey], key: tuple[Any, ...]) -> None:
-        self._container, self._read_log, self._key = container, read, key
-
-    def __getitem__(self, item: Any) -> Any:
-        key = (*self._key, item)
-        if len(key) < 3:
-            return _Lookup(self._container[item], self._read_log, key)
-        if not isinstance(item, slice):
-            self._read_log.append((key[0], key[1], int(item)))
-        return self._container[item]
-
-    def __len__(self) -> int:
-        return len(self._container)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._container)  # walking through a data set is nobody's turn
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self._container
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet while being copied
-            raise AttributeError(name)
-        return getattr(self._container, name)
 
 
 @dataclass
@@ -90,13 +43,45 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 @dataclass
+class Answer(GenerationResult):
+    """What lmms-eval's evaluator gets for a request, of any kind: it hands `text` on as it is, but bare pairs as text.
+
+    Attributes
+    ----------
+    text
+        A text; the list of all rounds'; or a pair (see `Likelihood`).
+    error
+        Why there is no answer to at least one of its prompts, so that it must not be kept for another run.
+    """
+
+    error: str | None = None
+
+
+class Likelihood(Answer):
+    """Loss, and whether the text is the likeliest: a pair to whoever asked, as `lmms.loglikelihood` promises."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.text)
+
+
+def answer_of(kind: str, given: Any, records: Sequence[SampleRecord] = ()) -> Answer:
+    """What upstream's loop, or a cache, gives for a request, with the tokens counted over all its prompts."""
+    given = given.text if isinstance(given, GenerationResult) else given
+    counts = TokenCounts(sum(r.input_tokens for r in records), sum(r.output_tokens for r in records))
+    error = next((r.error for r in records if r.error is not None), None)
+    made = Likelihood if kind == "loglikelihood" else Answer
+    text = given if isinstance(given, str) else tuple(given) if kind == "loglikelihood" else list(given)
+    return made(text, counts if records else None, error)
+
+
+@dataclass
 class SampleRecord:
     """One answered prompt.
 
     Attributes
     ----------
     task, split, doc_id
-        Which document; empty and -1 where a prompt did not come from a task.
+        Which document. One may have several records: repeats, rounds, the continuations of a multiple choice.
     video_seconds
         How long the sample waited for its frames: what of decoding and resizing was not done ahead (see
         `Prefetcher`), all of it with ``prefetch_videos=0``.
@@ -113,7 +98,8 @@ class SampleRecord:
         Prompt as the language model read it, and answer.
     position_span
         Positions from the prompt's first to its last, as the language model read it: longer than the prompt where the
-        tokens kept stay at the positions they had; 0 where upstream made the positions.
+        tokens kept stay at the positions they had; None of a prompt without videos, and where upstream made the
+        positions.
     peak_memory_gib
         Peak of the call: allocated GPU memory, or the process's resident memory on a CPU.
     error
@@ -132,7 +118,7 @@ class SampleRecord:
     input_tokens: int
     output_tokens: int
     peak_memory_gib: float
-    position_span: int = 0
+    position_span: int | None = None
     error: str | None = None
 
     @property
@@ -153,12 +139,14 @@ _AVERAGED = (
 
 
 def summarize(records: Iterable[SampleRecord]) -> dict[str, float]:
-    """Means over the samples that were answered, the largest memory peak, and how many were not."""
+    """Means over the prompts that were answered and have the value, the largest memory peak, and how many were not."""
     records = list(records)
     answered = [r for r in records if r.error is None]
     summary: dict[str, float] = {"samples": len(records), "unreadable_videos": len(records) - len(answered)}
+    for name in _AVERAGED:
+        if measured := [value for r in answered if (value := getattr(r, name)) is not None]:
+            summary[name] = fmean(measured)
     if answered:
-        summary |= {name: fmean(getattr(r, name) for r in answered) for name in _AVERAGED}
         summary["peak_memory_gib"] = max(r.peak_memory_gib for r in answered)
     return summary
 
@@ -167,27 +155,25 @@ _VERSIONS = ("lmms_flexselect", "lmms_eval", "transformers", "torch")
 
 
 def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[str, Any]:
-    """What goes into the results file: options, versions, measurements per task, and the samples answered empty.
+    """What goes into the results file: options, versions, measurements per task, and the documents answered empty.
 
     lmms-eval blanks out values in there whose names end like a secret's (``…_token``, ``…_key``): no name here does.
     """
     tasks = sorted({r.task for r in records})
-    failed = ("task", "split", "doc_id", "error")
+    failed = {r.key: r.error for r in records if r.error is not None}
     return {
         "options": options,
         "versions": {name: version(name.replace("_", "-")) for name in _VERSIONS},
         "overall": summarize(records),
         "by_task": {task: summarize(r for r in records if r.task == task) for task in tasks},
-        "unreadable": [{k: v for k, v in asdict(r).items() if k in failed} for r in records if r.error],
+        "unreadable": [{"task": t, "split": s, "doc_id": n, "error": why} for (t, s, n), why in failed.items()],
     }
 
 
 def gather(records: list[SampleRecord]) -> list[SampleRecord]:
-    """Records of all processes, on every one of them; a sample answered twice (padding) counts once."""
+    """Records of all processes, on every one of them."""
     everyone = [records]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         everyone = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, records)
-    together = [r for part in everyone for r in part]
-    of_tasks = {r.key: r for r in together if r.doc_id >= 0}
-    return list(of_tasks.values()) + [r for r in together if r.doc_id < 0]
+    return [r for part in everyone for r in part]

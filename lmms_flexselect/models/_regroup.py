@@ -31,11 +31,14 @@ class Offer:
         How long it takes, in any unit.
     movable
         Whether another process can answer it.
+    name
+        What it is told by if it is about no video: it then goes by itself, its copies alone with it.
     """
 
     videos: Paths
     weight: float
     movable: bool = True
+    name: tuple[str, ...] = ()
 
 
 def owners(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
@@ -50,21 +53,23 @@ def owners(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
     tied: dict[Paths, Counter[int]] = {}
     for rank, of_rank in enumerate(offers):
         for offer in of_rank:
-            at_home.setdefault(offer.videos, Counter())[rank] += 1
+            key = offer.videos or offer.name
+            at_home.setdefault(key, Counter())[rank] += 1
             if offer.movable:
-                weights[offer.videos] = weights.get(offer.videos, 0.0) + offer.weight
+                weights[key] = weights.get(key, 0.0) + offer.weight
             else:
                 loads[rank] += offer.weight
-                tied.setdefault(offer.videos, Counter())[rank] += 1
+                tied.setdefault(key, Counter())[rank] += 1
     owner: dict[Paths, int] = {}
-    for videos in sorted(weights, key=lambda v: (v not in tied, -weights[v], v)):
-        if videos in tied:
-            owner[videos] = tied[videos].most_common(1)[0][0]
+    for key in sorted(weights, key=lambda k: (k not in tied, -weights[k], k)):
+        if key in tied:
+            owner[key] = tied[key].most_common(1)[0][0]
         else:
-            owner[videos] = min(range(len(loads)), key=lambda rank: (loads[rank], -at_home[videos][rank], rank))
-        loads[owner[videos]] += weights[videos]
+            owner[key] = min(range(len(loads)), key=lambda rank: (loads[rank], -at_home[key][rank], rank))
+        loads[owner[key]] += weights[key]
     return [
-        [owner[offer.videos] if offer.movable else rank for offer in of_rank] for rank, of_rank in enumerate(offers)
+        [owner[offer.videos or offer.name] if offer.movable else rank for offer in of_rank]
+        for rank, of_rank in enumerate(offers)
     ]
 
 
@@ -96,13 +101,13 @@ def share(
     parcels = [pack(request, tasks) for request in requests]
     weight = {paths: weigh(paths) for paths in set(videos)}
     offers = [
-        Offer(paths, 0.0 if _is_padding(request) else weight[paths], parcel is not None)
+        Offer(paths, 0.0 if is_padding(request) else weight[paths], parcel is not None, ("", *map(str, _name(request))))
         for request, paths, parcel in zip(requests, videos, parcels, strict=True)
     ]
 
     def answer_once(given: list[Any], of_videos: list[Paths]) -> list[Any]:
         asked, takes = without_padding(given)
-        number = len(set(of_videos))
+        number = len(set(of_videos) - {()})
         logger.info(f"process {processes.rank} answers {len(asked)} question(s) about {number} video(s)")
         answers = answer([given[i] for i in asked], [of_videos[i] for i in asked])
         return [answers[i] for i in takes]
@@ -159,13 +164,13 @@ def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
     lmms-eval fills up shorter processes with copies of a request, their last one or a task's first, whose answers
     nobody reads; but its response cache keeps them under the name of the true one's.
     """
-    padding = [_is_padding(request) for request in requests]
+    padding = [is_padding(request) for request in requests]
     places: dict[tuple[Any, ...], int] = {}
     asked: list[int] = []
     takes = [0] * len(requests)
     for number in sorted(range(len(requests)), key=lambda n: (padding[n], n)):
         request = requests[number]
-        name = (*request.args[-3:], request.idx, request.args[0])
+        name = _name(request)
         if not padding[number] or name not in places:
             places[name] = len(asked)
             asked.append(number)
@@ -173,7 +178,13 @@ def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
     return asked, takes
 
 
-def _is_padding(request: Any) -> bool:
+def _name(request: Any) -> tuple[Any, ...]:
+    """What a request has in common with its copies alone: document, task, split, number among the document's, text."""
+    return (*request.args[-3:], request.idx, request.args[0])
+
+
+def is_padding(request: Any) -> bool:
+    """Whether nobody reads a request's answer: lmms-eval fills up shorter processes with copies."""
     return bool(request.metadata.get("__padding_only__"))
 
 

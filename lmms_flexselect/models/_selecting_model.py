@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers import StoppingCriteriaList
 from lmms_flexselect.dump import write_selection
 from lmms_flexselect.flexselect import FlexSelect, Selection
 from lmms_flexselect.models._measure import FirstTokenClock, now, peak_memory
-from lmms_flexselect.models._records import DocumentLog, PreparedRow, SampleRecord
+from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models._records import DocumentKey, PreparedRow, SampleRecord
 from lmms_flexselect.options import FlexSelectOptions
 
 
@@ -54,16 +56,23 @@ class SelectingModel:
         What shortens its prompts.
     options
         Resolved options.
-    documents
-        Tells which document each row is.
     """
 
-    def __init__(self, family: Any, flexselect: FlexSelect, options: FlexSelectOptions, documents: DocumentLog) -> None:
+    def __init__(self, family: Any, flexselect: FlexSelect, options: FlexSelectOptions) -> None:
         self._family = family
         self._flexselect = flexselect
         self._options = options
-        self._documents = documents
+        self._batch: list[tuple[DocumentKey, Paths | None]] = []
+        self._dumped: Counter[str] = Counter()
         self.records: list[SampleRecord] = []
+
+    def begin_run(self) -> None:
+        """Write what is kept of a document under its name again, in place of what was written before."""
+        self._dumped.clear()
+
+    def begin(self, documents: list[tuple[DocumentKey, Paths | None]]) -> None:
+        """Say which document each row of the following calls is, and which videos it shows, if that is known."""
+        self._batch = documents
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family.model, name)
@@ -126,16 +135,23 @@ class SelectingModel:
         counts: list[dict[str, int]],
         **measured: Any,
     ) -> None:
-        documents = self._documents.last(len(rows))
-        for key, media, selection, count in zip(documents, rows, selections, counts, strict=True):
-            task, split, doc_id = key or ("", "", -1)
+        if len(rows) != len(self._batch):
+            raise RuntimeError(f"{len(rows)} prompts came to the model, of a batch of {len(self._batch)} requests")
+        for (key, videos), media, selection, count in zip(self._batch, rows, selections, counts, strict=True):
+            shown = [video["path"] for video in media.videos]
+            if videos and shown and not set(shown) <= set(videos):
+                raise RuntimeError(f"document {key} is about {', '.join(videos)}; its prompt shows {', '.join(shown)}")
+            task, split, doc_id = key
             record = SampleRecord(task, split, doc_id, media.seconds, error=media.error, **measured, **count)
             self.records.append(record)
             if self._options.dump_selection and selection is not None and selection.visual_tokens:
                 self._dump(selection, record, media)
 
     def _dump(self, selection: Selection, record: SampleRecord, media: PreparedRow) -> None:
-        name = f"{record.task}__{record.split}__{record.doc_id}" if record.doc_id >= 0 else f"{len(self.records)}"
+        name = f"{record.task}__{record.split}__{record.doc_id}"
+        self._dumped[name] += 1
+        if self._dumped[name] > 1:  # repeats, rounds
+            name += f"__{self._dumped[name]}"
         path = Path(str(self._options.dump_selection)) / f"{name}.npz"
         sample = {
             "task": record.task,
@@ -152,11 +168,16 @@ class SelectingModel:
 
 
 def prompt_counts(selection: Selection) -> dict[str, int]:
-    """Visual tokens before and after selection, tokens of the shortened prompt, and the positions that they span."""
-    positions = selection.prompt.position_ids
-    return {
+    """Visual tokens before and after selection, tokens of the shortened prompt, and the positions that they span.
+
+    The positions are those of prompts with videos alone: whether one without comes here depends on its batch.
+    """
+    counts = {
         "visual_tokens": selection.visual_tokens,
         "visual_tokens_kept": selection.kept_tokens,
         "input_tokens": len(selection.prompt),
-        "position_span": int(positions.max() - positions.min()) + 1,
     }
+    if selection.visual_tokens:
+        positions = selection.prompt.position_ids
+        counts["position_span"] = int(positions.max() - positions.min()) + 1
+    return counts

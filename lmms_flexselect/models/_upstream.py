@@ -1,9 +1,9 @@
 """Every place where lmms-eval leaves no seam, and what is done about it.
 
 Tasks pick their prompt block by the exact ``--model`` name (`use_upstream_prompts`); the wrappers look up what they
-load with in their own module (`replaced`); requests carry what is looked at as a function (`with_visuals`); the
-response cache knows a model by its arguments' text, and asks for nothing where it has all answers
-(`ask_behind_cache`).
+load with in their own module (`replaced`); their loops write into the requests (`copies`), which carry what is looked
+at as a function (`with_visuals`); the response cache knows models by their arguments' text and answers as texts alone,
+keeps nothing of a run that failed, and asks a model for nothing where it has all answers (`mend_response_cache`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.caching.response_cache import ResponseCache
+
+from lmms_flexselect.models._records import Answer, answer_of
 
 SUFFIX = "_flexselect"
 
@@ -64,13 +67,17 @@ def use_upstream_prompts() -> None:
     ConfigurableTask._prepare_model_specific_config = prepare
 
 
-def ask_behind_cache() -> None:
-    """Have the response cache know a model of ours by its `cache_identity`, and tell it when it is done.
+def mend_response_cache() -> None:
+    """Wrap, once, the method by which the response cache asks a model; for every model not ours it does what it did.
 
-    Upstream's own keys have the model arguments as text, so files and folders by their names alone. At the end the
-    model's ``behind_cache(kind, requests)`` is called: a process whose requests all come out of the cache is not called
-    at all, while others wait for it. The method that asks is wrapped, once, and does what it did for every model that
-    is not ours.
+    - Its keys have the model arguments as text, so files and folders by their names alone: it gets a model's
+      `cache_identity` instead.
+    - What it is given for a request may be a pair or a list of rounds (`Answer`): it gets the bare value of those, and
+      none of what must not be kept; and what it has from an earlier run becomes an `Answer` again.
+    - It writes answers down when all have come. If ours stop before, by an error or a signal, those that are there are
+      written by the same method, and go into the file that the next run looks into (`Answering.keep`).
+    - A process whose requests all come out of the cache is not called at all, while others wait for it: it is called
+      afterwards (`Answering.after_cache`).
     """
     original = ResponseCache.execute
     if hasattr(original, "__wrapped__"):
@@ -78,11 +85,38 @@ def ask_behind_cache() -> None:
 
     @functools.wraps(original)
     def execute(cache: ResponseCache, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
-        if upstream_name(lm) is not None and (identity := getattr(lm, "cache_identity", None)):
+        if upstream_name(lm) is None:
+            return original(cache, lm, reqtype, requests)
+        if identity := getattr(lm, "cache_identity", None):
             _key_by_content(cache, identity)
-        answers = original(cache, lm, reqtype, requests)
-        if upstream_name(lm) is not None:
-            lm.behind_cache(reqtype, requests)
+
+        def through(answer: Callable[[list[Any]], list[Answer]], requests: list[Any]) -> list[Answer]:
+            computed: dict[int, deque[Answer]] = {}
+
+            def compute(uncached: list[Any]) -> list[Any]:
+                answers = answer(uncached)
+                computed.update(_by_request(zip(uncached, answers, strict=True)))
+                return [_to_keep(given) for given in answers]
+
+            kept = original(cache, SimpleNamespace(**{reqtype: compute}), reqtype, requests)
+            return [
+                computed[id(request)].popleft() if id(request) in computed else answer_of(reqtype, given)
+                for request, given in zip(requests, kept, strict=True)
+            ]
+
+        def keep(finished: list[tuple[Any, Answer]]) -> None:
+            given = _by_request(finished)
+            through(lambda uncached: [given[id(r)].popleft() for r in uncached], [request for request, _ in finished])
+            cache._checkpoint_to_run_dir()
+            cache.close()
+            cache._merge_run_to_root()
+
+        lm.keep = keep
+        try:
+            answers = through(getattr(lm, reqtype), requests)
+            lm.after_cache(reqtype, requests)
+        finally:
+            del lm.keep
         return answers
 
     ResponseCache.execute = execute
@@ -96,6 +130,21 @@ def _key_by_content(cache: ResponseCache, identity: str) -> None:
             raise TypeError("lmms-eval's response cache makes its keys in another way than this package knows")
         cache.model_fingerprint = identity
         cache._model_fingerprint_hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _by_request(answered: Iterable[tuple[Any, Answer]]) -> dict[int, deque[Answer]]:
+    """Answers by the `id` of their request; one that is to be answered several times has as many."""
+    answers: dict[int, deque[Answer]] = {}
+    for request, answer in answered:
+        answers.setdefault(id(request), deque()).append(answer)
+    return answers
+
+
+def _to_keep(answer: Answer) -> Any:
+    """As the response cache takes it: None is not kept."""
+    if answer.error is not None:
+        return None
+    return answer if isinstance(answer.text, str) else answer.text
 
 
 def our_tasks() -> dict[str, ConfigurableTask]:
@@ -128,20 +177,35 @@ def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def with_visuals(requests: list[Any], change: Callable[[list[Any], str], list[Any]]) -> list[Any]:
-    """Copies of a simple model's requests with ``change(visuals, question)`` instead of their visuals.
+def copies(requests: Sequence[Any]) -> list[Any]:
+    """Copies of requests, with generation settings of their own.
 
-    Their generation settings are copied too: upstream's loops fill them in, and lmms-eval's response cache stores
-    answers by the request's own, so that it would not find them again.
+    Upstream's loops fill those in, or take parts away, and lmms-eval's response cache files an answer by the request's:
+    it would not find it again.
     """
+    copied = [copy.copy(request) for request in requests]
+    for request in copied:
+        request.arguments = tuple(copy.deepcopy(a) if isinstance(a, dict) else a for a in request.args)
+    return copied
+
+
+def with_visuals(requests: Sequence[Any], change: Callable[[list[Any], str], list[Any]]) -> list[Any]:
+    """Copies of a simple model's requests with ``change(visuals, question)`` for their visuals, in all rounds."""
 
     def changed(doc_to_visual: Callable[[Any], Any], question: str) -> Callable[[Any], list[Any]]:
         return lambda document: change(list(doc_to_visual(document) or []), question)
 
-    copies = [copy.copy(request) for request in requests]
-    for request in copies:
-        # `generate_until` and `loglikelihood` agree in this: (question, …, doc_to_visual, number, task, split).
-        question, second, doc_to_visual, *document = request.args
-        second = copy.copy(second) if isinstance(second, dict) else second
-        request.arguments = (question, second, changed(doc_to_visual, question), *document)
-    return copies
+    def changed_rounds(doc_to_text: Callable[..., Any]) -> Callable[..., Any]:
+        def next_round(*arguments: Any, **named: Any) -> Any:
+            visuals, text, *rest = doc_to_text(*arguments, **named)
+            return (None if visuals is None else change(list(visuals), text), text, *rest)
+
+        return next_round
+
+    copied = [copy.copy(request) for request in requests]
+    for request in copied:
+        # All kinds agree in this: (question, …, doc_to_visual[, doc_to_text of later rounds], number, task, split).
+        question, second, doc_to_visual, *rounds = request.args[:-3]
+        visuals = changed(doc_to_visual, question)
+        request.arguments = (question, second, visuals, *map(changed_rounds, rounds), *request.args[-3:])
+    return copied

@@ -25,7 +25,6 @@ from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
 from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_requests
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
 
@@ -39,6 +38,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
     _family_name = "internvl_hf"
     _upstream_module = upstream
     _whole_steps = False
+    _placeholders = (VIDEO_MARK, IMAGE_TOKEN)
     processor: Any
     num_frames: int | None
     fps: float | None
@@ -70,7 +70,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._frames,
             self._has_video,
         )
-        return InternVLSelectingModel(self.processor, *arguments)
+        return InternVLSelectingModel(*arguments)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         return [self.processor.key(path) for path in paths]
@@ -95,10 +95,6 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self.options.system_message,
             self.options.frame_labels,
         )
-
-    def _prepared(self, requests: list[Any]) -> list[Any]:
-        check_requests(requests, (VIDEO_MARK, IMAGE_TOKEN))
-        return super()._prepared(requests)
 
     # Construction -------------------------------------------------------------------------------------------------
 

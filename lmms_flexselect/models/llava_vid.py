@@ -24,10 +24,9 @@ from lmms_flexselect.models._llava_frames import (
     visuals_key,
 )
 from lmms_flexselect.models._llava_package import DEFAULT_IMAGE_TOKEN, conv_templates, upstream_llava_vid
-from lmms_flexselect.models._llava_selecting_model import Likelihood, LlavaSelectingModel
+from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
 from lmms_flexselect.models._plugin import FlexSelectPlugin
 from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_requests
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
@@ -44,6 +43,8 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
 
     upstream_name = _family_name = "llava_vid"
     _upstream_module = upstream
+    _placeholders = (DEFAULT_IMAGE_TOKEN,)
+    _answers_in_batches = None
     video_decode_backend: str
     max_frames_num: int
     fps: int
@@ -144,10 +145,6 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         frames.row.seconds = time.perf_counter() - start
         return frames, seconds, length
 
-    def loglikelihood(self, requests: list[Any]) -> list[Likelihood]:
-        """Upstream's loop: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
-        return [Likelihood(pair) for pair in self._run("loglikelihood", requests)]
-
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         size = self.config.vision_config.image_size
         return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self._decoder, size)]
@@ -159,7 +156,6 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         return len(sample_frames(frames, fps, self.max_frames_num, self.fps, self.force_sample)[0])
 
     def _prepared(self, requests: list[Any]) -> list[Any]:
-        check_requests(requests, (DEFAULT_IMAGE_TOKEN,))
         return with_visuals(requests, _one_source)
 
     def _file_complaint(self, path: str) -> str | None:

@@ -15,9 +15,11 @@ from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models._answering import stop
 from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import AddedPrompts
+from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts
 from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
+from lmms_flexselect.models._records import Answer
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.video import FrameSampling
 
@@ -30,6 +32,7 @@ class _Qwen2_5_VLPlugin(QwenPlugin):
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
+    _placeholders = PLACEHOLDERS
 
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
@@ -65,6 +68,10 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
         # Upstream opens each video once more to count its frames unless a rate is set; the count is not used here.
         self.fps = self.fps or 0.0
         return sampling
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
+        """Upstream's loop takes a simple model's requests, and a chat model is given others."""
+        stop(FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple"))
 
 
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class VideoExamples(Dataset):
         ``"question_answer"``: the answer belongs to the query, as in the reference's training; ``"question"``: it
         does not, as in evaluation.
     cache
-        Of the teacher's scores; None for none.
+        Of the teacher's scores, by sample and content of its video; None for none.
     skipped
         File that every unreadable video is added to, by whichever process meets it.
     """
@@ -62,8 +63,20 @@ class VideoExamples(Dataset):
                 with saving(self._skipped), self._skipped.open("a") as file:
                     file.write(json.dumps({"id": sample.id, "video": sample.video, "error": str(error)}) + "\n")
             else:
-                return Example(sample.id, inputs, None if self._cache is None else self._cache.get(sample.id))
+                if self._cache is None:
+                    return Example(sample.id, inputs, None)
+                name = f"{sample.id} of {_content_digest(sample.video)}"
+                return Example(name, inputs, self._cache.get(name))
         raise FlexSelectError(f"none of {len(self._samples)} videos can be read; see {self._skipped}")
+
+
+def _content_digest(path: str) -> str:
+    """Of a file's bytes: scores on disk outlive it, and another video may come in its place."""
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def skipped_videos(path: Path) -> dict[str, str]:

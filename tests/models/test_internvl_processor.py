@@ -76,7 +76,7 @@ def test_images_and_videos_come_in_the_order_of_the_prompt(media, stock_videos):
         content = [{"type": before}, {"type": behind}, {"type": "text", "text": "What is it?"}]
         text = media.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = media(images=[image], videos=[path], text=text, min_patches=1, max_patches=1)
-        row = media.take_rows()[0]
+        (row,) = inputs["rows"]
         assert row.text == "What is it?"
         assert row.videos[0]["frames_indices"] == FrameSegments(3).indices(open_video(path))
         (token_video,), (token_frame,) = inputs["token_video"], inputs["token_frame"]

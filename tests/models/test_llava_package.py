@@ -55,7 +55,7 @@ def test_upstreams_own_class_is_subclassed():
     assert upstream.LlavaVid.generate_until.__code__.co_filename == upstream.__file__
     # Besides what every plugin class has: reading frames, and which frames a question is about.
     own = {name for name in vars(LlavaVidFlexSelect) if not name.startswith("_")}
-    assert own == {"upstream_name", "load_video", "loglikelihood", "reader"}
+    assert own == {"upstream_name", "load_video", "reader"}
 
 
 def test_nothing_is_left_of_the_stand_ins():

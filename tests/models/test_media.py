@@ -85,7 +85,7 @@ def test_one_conversation_is_rendered_as_one(files):
     conversation = ask(video(files["0"]))
     assert processor.apply_chat_template(conversation) == "<video>What?"
     assert media_of(conversation) == []
-    assert len(processor.take_rows()) == 1
+    assert len(processor(text="")["rows"]) == 1
 
 
 def test_the_call_puts_in_what_was_read(files):
@@ -125,13 +125,13 @@ def test_metadata_go_on_only_where_upstream_passes_them(files, pass_metadata):
 def test_rows_tell_what_was_read(files):
     processor = wrapped()
     processor.apply_chat_template([ask(video(files["0"]), video(files["1"]), question="Which?"), ask()])
-    first, second = processor.take_rows()
+    first, second = processor(text=["", ""])["rows"]
     assert [v["path"] for v in first.videos] == [files["0"], files["1"]]
     assert first.videos[0]["frames_indices"] == [0, 4, 7, 11]
     assert first.videos[0]["fps"] == 2.0
     assert first.seconds > second.seconds >= 0
     assert (first.error, second.error, second.videos) == (None, None, [])
-    assert processor.take_rows() == []
+    assert processor(text=[])["rows"] == []
 
 
 def test_strict_stops_at_an_unreadable_video(files):
@@ -143,10 +143,10 @@ def test_otherwise_its_row_goes_on_without_media(files):
     processor = wrapped(strict=False)
     batch = [ask(video(files["0"])), ask(image(), video(files["1"]), video(files["broken"])), ask(video(files["1"]))]
     assert processor.apply_chat_template(batch) == ["<video>What?", "What?", "<video>What?"]
-    rows = processor.take_rows()
+    called = processor(text=["", "", ""])
+    rows = called["rows"]
     assert [row.error is None for row in rows] == [True, False, True]
     assert rows[1].error.startswith(f"{files['broken']}: ")
-    called = processor(text=["", "", ""])
     assert called["images"] is None
     wanted = [read_video(video(files[name]), SAMPLING).frames for name in ("0", "1")]
     assert all(torch.equal(a, w) for a, w in zip(called["videos"], wanted, strict=True))

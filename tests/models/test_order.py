@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from lmms_eval import utils
 
-from lmms_flexselect.models._order import InOrder, in_video_order
+from lmms_flexselect.models._order import OneBatch, in_batches
 
 SHORT, LONG = {"max_new_tokens": 1}, {"max_new_tokens": 16}
 
@@ -29,33 +29,31 @@ def requests(*rows):
 )
 def test_videos_come_by_their_first_question(videos, order):
     given = requests(*[(SHORT, "task")] * len(videos))
-    assert in_video_order(given, [(video,) for video in videos]) == order
-    assert in_video_order(given, [(video,) for video in videos], batch_size=2) == order
+    assert in_batches(given, [(video,) for video in videos]) == [[number] for number in order]
+    in_twos = in_batches(given, [(video,) for video in videos], batch_size=2)
+    assert in_twos == [order[start : start + 2] for start in range(0, len(order), 2)]
 
 
 def test_questions_about_nothing_or_two_videos_have_their_place_too():
     videos = [("a",), (), ("a", "b"), ("a",), (), ("a", "b")]
-    assert in_video_order(requests(*[(SHORT, "task")] * 6), videos) == [0, 3, 1, 4, 2, 5]
+    assert in_batches(requests(*[(SHORT, "task")] * 6), videos, 6) == [[0, 3, 1, 4, 2, 5]]
 
 
 def test_what_cannot_be_answered_at_once_is_kept_apart_only_where_several_are():
     given = requests((SHORT, "one"), (LONG, "one"), (dict(SHORT), "one"), (SHORT, "two"), (SHORT, "one"))
     videos = [("a",), ("a",), ("b",), ("a",), ("a",)]
-    assert in_video_order(given, videos) == [0, 1, 3, 4, 2]
-    order = in_video_order(given, videos, batch_size=2)
-    assert order == [0, 4, 2, 1, 3]
-    batches = list(InOrder([given[i].args for i in order]).get_batched(n=2))
-    assert [[arguments[3] for arguments in batch] for batch in batches] == [[0, 4], [2], [1], [3]]
+    assert in_batches(given, videos) == [[0], [1], [3], [4], [2]]
+    assert in_batches(given, videos, batch_size=2) == [[0, 4], [2], [1], [3]]
 
 
-def test_it_takes_the_place_of_lmms_evals_collator():
+def test_a_batch_takes_the_place_of_lmms_evals_collator():
+    """That takes requests apart by their settings and sorts them, so that nobody knows whose turn it is."""
     given = [request.args for request in requests((SHORT, "task"), (LONG, "task"), (SHORT, "task"))]
 
-    def batches(collator, size):
+    def batches(collator):
         made = collator(given, lambda x: (x[0], x[0]), group_fn=lambda x: x[1], grouping=True)
-        got = [list(batch) for batch in made.get_batched(n=size, batch_fn=None)]
+        got = [list(batch) for batch in made.get_batched(n=2, batch_fn=None)]
         return got, made.get_original([arguments[3] for batch in got for arguments in batch])
 
-    theirs, ours = batches(utils.Collator, 2), batches(InOrder, 2)
-    assert theirs == ([[given[0], given[2]], [given[1]]], [0, 1, 2])
-    assert ours == ([[given[0]], [given[1]], [given[2]]], [0, 1, 2])
+    assert batches(utils.Collator) == ([[given[0], given[2]], [given[1]]], [0, 1, 2])
+    assert batches(OneBatch) == ([given], [0, 1, 2])

@@ -51,24 +51,24 @@ def files(tmp_path):
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])
 def test_missing_and_empty_files_are_named_and_counted(files, simple):
     good, empty, missing = (files[name] for name in ("good", "empty", "missing"))
-    check_videos(request_videos(*requests_for([[good], [good]], simple)))
+    check_videos(request_videos("generate_until", *requests_for([[good], [good]], simple)))
     with pytest.raises(VideoError, match=r"empty\.mp4: the video file is empty$"):
-        check_videos(request_videos(*requests_for([[good], [empty], [empty]], simple)))
+        check_videos(request_videos("generate_until", *requests_for([[good], [empty], [empty]], simple)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos are missing or empty\)$"):
-        check_videos(request_videos(*requests_for([[good], [missing, empty]], simple)))
+        check_videos(request_videos("generate_until", *requests_for([[good], [missing, empty]], simple)))
 
 
 @pytest.mark.parametrize("target", [" A", lambda document: pytest.fail("it was taken for the video")])
 def test_requests_for_likelihoods_are_looked_at_too(files, target):
     """There both what is expected and what is looked at may be given as functions of the document."""
     good, missing = files["good"], files["missing"]
-    check_videos(request_videos(*likelihood_requests_for([[good], [good]], target)))
+    check_videos(request_videos("loglikelihood", *likelihood_requests_for([[good], [good]], target)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
-        check_videos(request_videos(*likelihood_requests_for([[good], [missing]], target)))
+        check_videos(request_videos("loglikelihood", *likelihood_requests_for([[good], [missing]], target)))
 
 
 def look(documents, complaint_of):
-    check_videos(request_videos(*requests_for(documents, True)), complaint_of)
+    check_videos(request_videos("generate_until", *requests_for(documents, True)), complaint_of)
 
 
 def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
@@ -92,17 +92,23 @@ def test_a_file_that_several_questions_are_about_is_looked_at_once(files):
     assert looked_at == [files["good"]]
 
 
-def test_a_task_without_videos_is_left_alone():
-    looked_at = []
+def test_every_document_is_looked_at(files):
+    """Those of one task may show an image, a video, both, or nothing."""
+    image = object()
+    documents = [[image], [files["good"]], [], [image, files["good"]], None, [image]]
+    given = requests_for(documents, True)
+    assert request_videos("generate_until", *given) == [(), (files["good"],), (), (files["good"],), (), ()]
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
+        look([[image], [files["missing"]]], file_complaint)
 
-    def visuals(document):
-        looked_at.append(document)
-        return [object()]
 
-    arguments: list[Any] = [("text", {}, visuals, n, "task", "test") for n in range(3)]
-    requests = [SimpleNamespace(args=a) for a in arguments]
-    assert request_videos(requests, {"task": {"test": ["a", "b", "c"]}}) == [(), (), ()]
-    assert looked_at == ["a"]
+def test_of_several_rounds_the_first_is_looked_at(files):
+    def next_round(document, previous_output=None, round_idx=None, previous_round_info=None):
+        pytest.fail("it was taken for the video")
+
+    arguments: tuple[Any, ...] = ("text", {}, lambda paths: paths, next_round, 0, "task", "test")
+    given = [SimpleNamespace(args=arguments)], {"task": {"test": [[files["good"]]]}}
+    assert request_videos("generate_until_multi_round", *given) == [(files["good"],)]
 
 
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])

@@ -72,7 +72,7 @@ def test_answers_are_the_same_and_each_video_is_read_once(name, made, videos, tm
         answers[ahead] = ask(model, questions)
         kept[ahead] = {path.name: read_selection(path) for path in sorted(folder.iterdir())}
         assert sorted(path for path, _ in model.reads) == videos[:4]
-        assert {of_main for _, of_main in model.reads} == {ahead == 0}
+        assert not any(of_main for _, of_main in model.reads)  # it is to hear Ctrl-C
         assert model._frames._held == {}
         keys = [key for given in model.given for key in given["video_keys"]]
         assert [key.path for key in keys] == [videos[v] for v in sorted(order)]

@@ -4,70 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lmms_eval.api.instance import GenerationResult, TokenCounts, unwrap_generation_output
 
-from lmms_flexselect.models._records import DocumentLog, SampleRecord, gather, results_block, summarize
+from lmms_flexselect.models._records import SampleRecord, answer_of, gather, results_block, summarize
 from lmms_flexselect.options import FlexSelectOptions
-
-
-@pytest.fixture
-def log():
-    documents = DocumentLog()
-    documents["videomme"] = {"test": [f"v{i}" for i in range(10)]}
-    documents["mlvu"] = {"test": [f"m{i}" for i in range(4)], "dev": ["d0"]}
-    return documents
-
-
-def test_documents_are_handed_out_as_they_are(log):
-    assert log["videomme"]["test"][3] == "v3"
-    assert log["mlvu"]["dev"][0] == "d0"
-    assert len(log["videomme"]["test"]) == 10
-    assert "mlvu" in log
-    with pytest.raises(KeyError):
-        log["lvbench"]
-    with pytest.raises(KeyError):
-        log["mlvu"]["train"]
-
-
-def test_keys_come_in_the_order_of_the_batch(log):
-    for doc_id in (4, 1, 7):
-        _ = log["videomme"]["test"][doc_id]
-    assert log.last(3) == [("videomme", "test", 4), ("videomme", "test", 1), ("videomme", "test", 7)]
-
-
-def test_a_batch_may_mix_tasks(log):
-    _ = log["mlvu"]["dev"][0], log["videomme"]["test"][2]
-    assert log.last(2) == [("mlvu", "dev", 0), ("videomme", "test", 2)]
-
-
-def test_every_batch_starts_afresh(log):
-    _ = log["mlvu"]["test"][0]
-    assert log.last(1) == [("mlvu", "test", 0)]
-    assert log.last(1) == [None]
-    _ = log["mlvu"]["test"][1]
-    assert log.last(1) == [("mlvu", "test", 1)]
-
-
-def test_what_was_read_before_the_batch_does_not_count(log):
-    for doc_id in range(5):
-        _ = log["videomme"]["test"][doc_id]
-    assert log.last(2) == [("videomme", "test", 3), ("videomme", "test", 4)]
-
-
-def test_rows_that_come_from_no_task(log):
-    _ = log["mlvu"]["test"][2]
-    assert log.last(3) == [None, None, ("mlvu", "test", 2)]
-
-
-def test_a_slice_is_not_a_turn(log):
-    assert log["videomme"]["test"][2:4] == ["v2", "v3"]
-    _ = log["videomme"]["test"][5]
-    assert log.last(2) == [None, ("videomme", "test", 5)]
-
-
-def test_a_missing_document_is_not_remembered_as_read(log):
-    _ = log["mlvu"]["test"][0]
-    with pytest.raises(IndexError):
-        log["mlvu"]["test"][99]
 
 
 def record(doc_id=0, task="videomme", error=None, **measured):
@@ -144,14 +84,45 @@ def test_gathering_in_one_process():
     assert gather([]) == []
 
 
-def test_a_sample_answered_twice_counts_once():
-    """lmms-eval fills up the shorter shards with copies."""
-    assert [r.doc_id for r in gather([record(0), record(1), record(1)])] == [0, 1]
+def test_a_document_may_have_several_records():
+    """Repeats, rounds, the continuations of a multiple choice: each is a prompt that was answered."""
+    records = [record(0), record(0, input_tokens=40), record(1)]
+    assert gather(records) == records
+    block = results_block({}, [*records, record(1, error="/a.mp4: is empty"), record(1, error="/a.mp4: is empty")])
+    assert (block["overall"]["samples"], block["overall"]["unreadable_videos"]) == (5, 2)
+    assert block["overall"]["input_tokens"] == pytest.approx((30 + 40 + 30) / 3)
+    assert [failed["doc_id"] for failed in block["unreadable"]] == [1]
 
 
-def test_prompts_of_no_task_all_count():
-    nameless = [record(-1, task=""), record(-1, task="")]
-    assert gather([*nameless, record(0)]) == [record(0), *nameless]
+def test_positions_are_averaged_over_prompts_that_have_them():
+    with_videos = [record(0, position_span=50), record(1, position_span=70)]
+    without = [record(2, position_span=None)] * 5
+    assert summarize([*with_videos, *without])["position_span"] == 60
+    assert "position_span" not in summarize(without)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "text"),
+    [
+        ("generate_until", "A", "A"),
+        ("generate_until", GenerationResult("A", TokenCounts(output_tokens=9)), "A"),
+        ("generate_until_multi_round", ("A", "B"), ["A", "B"]),
+        ("generate_until_multi_round", ["A"], ["A"]),
+        ("loglikelihood", [0.5, True], (0.5, True)),
+    ],
+)
+def test_what_the_evaluator_gets(kind, given, text):
+    """It takes a bare pair, or a tuple of texts, for a text."""
+    answer = answer_of(kind, given, [record(0), record(0, input_tokens=40)])
+    assert unwrap_generation_output(answer) == (text, TokenCounts(70, 8))
+    assert answer.error is None
+    assert answer_of(kind, given).token_counts is None
+    assert answer_of(kind, given, [record(0), record(0, error="bad.mp4: is empty")]).error == "bad.mp4: is empty"
+
+
+def test_a_likelihood_is_the_pair_that_was_promised():
+    loss, is_greedy = answer_of("loglikelihood", (0.5, True))
+    assert (loss, is_greedy) == (0.5, True)
 
 
 def test_a_records_key():

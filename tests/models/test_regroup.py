@@ -13,11 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
-from lmms_eval.caching.response_cache import ResponseCache
 
 from lmms_flexselect.models import _answering
 from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
-from lmms_flexselect.models._upstream import ask_behind_cache
 from tests.support.evaluate import build
 from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
 
@@ -62,8 +60,11 @@ def check(case, ranks):
     for rank, got in enumerate(ranks):
         assert all(n in got["answered"] for n in case.fixed if n % len(ranks) == rank)
         assert got["answered"] == sorted(got["answered"])
-    of_fixed = {case.videos[n] for n in case.fixed}
+    of_fixed = {case.videos[n] for n in case.fixed} | {"-"}
     places = {(case.videos[n], rank) for rank, got in enumerate(ranks) for n in got["answered"]}
+    without = [sum(case.videos[n] == "-" for n in got["answered"]) for got in ranks]
+    if set(case.videos) == {"-"}:
+        assert max(without) - min(without) <= 1
     alone = [video for video, _ in places if video not in of_fixed]
     assert len(alone) == len(set(alone))
 
@@ -107,8 +108,13 @@ def test_real_processes_share_out_alike(tmp_path):
 
 
 def offers(*ranks):
-    """Of each process, questions written as video and weight, in capitals if they cannot move."""
-    return [[Offer((text[0].lower(),), float(text[1:]), text[0].islower()) for text in rank] for rank in ranks]
+    """Of each process, questions written as video and weight; in capitals if they cannot move, - for no video."""
+
+    def offer(text, *place):
+        videos = () if text[0] == "-" else (text[0].lower(),)
+        return Offer(videos, float(text[1:]), not text[0].isupper(), ("", *map(str, place)))
+
+    return [[offer(text, i, rank) for i, text in enumerate(of_rank)] for rank, of_rank in enumerate(ranks)]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +130,10 @@ def offers(*ranks):
         ((["A1", "b9"], ["a5", "c2"]), [[0, 1], [0, 0]]),
         ((["A1", "a1"], ["A1", "A1"]), [[0, 1], [1, 1]]),
         (([], ["a1", "b1"]), [[], [1, 0]]),
+        # About no video: each by itself, and home if that is as good.
+        ((["-1", "-2", "-3"], []), [[1, 1, 0], []]),
+        ((["-1", "-1"], ["-1", "-1"]), [[0, 0], [1, 1]]),
+        ((["-1", "-1", "a9"], ["b1", "-1"]), [[1, 1, 0], [1, 1]]),
         (([], []), [[], []]),
     ],
 )
@@ -201,25 +211,16 @@ def test_requests_are_shared_out_only_where_all_processes_ask_alike(monkeypatch,
 def test_a_process_that_the_cache_does_not_ask_joins_once(monkeypatch, one_of_two):
     joined = []
     monkeypatch.setattr(one_of_two, "_run", lambda kind, requests: joined.append((kind, requests)))
-    one_of_two.behind_cache("generate_until", asked_of("asks"))
-    assert joined == [("generate_until", [])]
-    one_of_two._joined = True  # it was asked, and took part
-    one_of_two.behind_cache("loglikelihood", asked_of("asks"))
-    assert len(joined) == 1
-    one_of_two.behind_cache("loglikelihood", [])
-    assert joined[1:] == [("loglikelihood", [])]
-    one_of_two.behind_cache("generate_until_multi_round", asked_of("asks"))
-    one_of_two.behind_cache("generate_until", asked_of("acts"))
-    assert len(joined) == 2
-
-
-def test_the_response_cache_tells_models_of_ours_alone():
-    told = []
-    ours = SimpleNamespace(upstream_name="llava_vid", behind_cache=lambda *told_of: told.append(told_of))
-    ask_behind_cache()
-    for model in (ours, SimpleNamespace()):
-        assert ResponseCache.execute(SimpleNamespace(), model, "generate_until", []) == []
-    assert told == [("generate_until", [])]
+    for kind in ("generate_until", "generate_until_multi_round", "loglikelihood"):
+        one_of_two.after_cache(kind, asked_of("asks"))
+        assert joined.pop() == (kind, [])
+        one_of_two._joined = True  # it was asked, and took part
+        one_of_two.after_cache(kind, asked_of("asks"))
+        assert joined == []
+        one_of_two.after_cache(kind, [])
+        assert joined.pop() == (kind, [])
+    one_of_two.after_cache("generate_until", asked_of("acts"))
+    assert joined == []
 
 
 def test_a_video_weighs_as_much_as_is_read_of_it(one_of_two, stock_videos, tmp_path):

@@ -43,11 +43,15 @@ class Request:
 
 
 class Dealt(NamedTuple):
-    """The video of each question of a run, and what is odd about it."""
+    """The video of each question of a run, - for none, and what is odd about it."""
 
     videos: str
     padded: bool = False
     fixed: tuple[int, ...] = ()
+
+    def paths(self, number: int) -> tuple[str, ...]:
+        """What a question is about."""
+        return () if self.videos[number] == "-" else (self.videos[number],)
 
 
 CASES = {
@@ -57,11 +61,13 @@ CASES = {
     "one video": Dealt("aaaa", padded=True),
     "one question": Dealt("a"),
     "nothing": Dealt(""),
+    "images": Dealt("-" * 11, padded=True),
+    "mixed": Dealt("-a--ab-b-a-", padded=True),
     "fixed": Dealt("abcdabcd", fixed=(1, 6)),
 }
 
 
-def deal(case: Dealt, task: Task, rank: int, world: int) -> tuple[list[Request], list[tuple[str]]]:
+def deal(case: Dealt, task: Task, rank: int, world: int) -> tuple[list[Request], list[tuple[str, ...]]]:
     """This process's requests and their videos, as lmms-eval deals and pads them."""
     numbers = list(range(rank, len(case.videos), world))
     visuals = {n: (lambda d: [d]) if n in case.fixed else task.doc_to_visual for n in range(len(case.videos))}
@@ -71,7 +77,7 @@ def deal(case: Dealt, task: Task, rank: int, world: int) -> tuple[list[Request],
     while case.padded and len(requests) < most:
         numbers.append(numbers[-1] if numbers else 0)
         requests.append(Request((f"question {numbers[-1]}", {"n": numbers[-1]}, *after[numbers[-1]]), padding=True))
-    return requests, [(case.videos[n],) for n in numbers]
+    return requests, [case.paths(n) for n in numbers]
 
 
 def run(case: Dealt, processes: Any, world: int) -> dict[str, Any]:
@@ -80,16 +86,19 @@ def run(case: Dealt, processes: Any, world: int) -> dict[str, Any]:
     answered: list[int] = []
 
     def answer(requests: list[Any], videos: list[Any]) -> list[str]:
-        for request, (video,) in zip(requests, videos, strict=True):
+        for request, paths in zip(requests, videos, strict=True):
             text, settings, visual, n, *_ = request.args
-            assert visual(video) == [video] == [case.videos[n]]
+            assert paths == case.paths(n)
+            assert visual("document") == ["document"]
             assert getattr(visual, "__self__", task) is task
             assert (text, settings) == (f"question {n}", {"n": n})
             answered.append(n)
         return [f"answer {request.args[3]}" for request in requests]
 
     requests, videos = deal(case, task, rank, world)
-    answers = share(requests, videos, lambda paths: WEIGHTS[paths[0]], answer, processes, {"task": task})
+    answers = share(
+        requests, videos, lambda paths: WEIGHTS[paths[0]] if paths else 1.0, answer, processes, {"task": task}
+    )
     asked = [request.args[3] for request in requests]
     return {"asked": asked, "answers": answers, "answered": answered}
 
