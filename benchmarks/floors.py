@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from lmms_flexselect.cost.flops import Peaks, Request, work
 from lmms_flexselect.families.spec import family
-from lmms_flexselect.selection import round_up
+from lmms_flexselect.method.selection import round_up
 
 GRID = (22, 38)  # patches of a 16:9 frame within the preset's bounds, where a family reads frames of any size
 UNITS_PER_SET = 64

@@ -15,9 +15,9 @@ from lmms_flexselect.cost import flops
 from lmms_flexselect.cost.flops import Peaks, Request, work
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import family as family_spec
-from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.method.selectors import Uniform
 from lmms_flexselect.models._measure import now, peak_memory
-from lmms_flexselect.selectors import Uniform
 
 Clock = Callable[[], float]
 SELECTORS = ("none", "reference", "lite", "uniform")

@@ -13,8 +13,8 @@ from torch import nn
 from lmms_flexselect import video
 from lmms_flexselect.families.llava_video import frames as llava_video_frames
 from lmms_flexselect.families.llava_video.family import family as llava_video
+from lmms_flexselect.method.selectors import ReferenceLayer
 from lmms_flexselect.models._measure import now
-from lmms_flexselect.selectors import ReferenceLayer
 from lmms_flexselect.video_file import VideoFile
 
 PARTS = ("decode", "preprocess", "vision", "scoring", "selection", "prefill", "first token")

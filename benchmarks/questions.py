@@ -24,9 +24,9 @@ from scoring import A_FRAME, HEADS, HIDDEN, INNER, KV_HEADS, LAYER, LAYERS
 from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video.frames import read_llava_video
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
-from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.needle.videos import write_video
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.runtime.store import VideoStore
 
 PARTS = ("decode", "vision", "scoring", "answer")
 QUESTION_TOKENS = 40

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLVideoProcessor
 
 from lmms_flexselect.cost.shape import ModelShape, SelectorShape
-from lmms_flexselect.doctor.checkpoints import published, write_stand_in
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.processor import FrameSegments, OriginalProcessor, video_pixels
@@ -28,6 +27,7 @@ from lmms_flexselect.lite.checkpoint import module_config
 from lmms_flexselect.lite.networks import network_of
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.presets import preset
+from lmms_flexselect.tools.doctor.checkpoints import published, write_stand_in
 from lmms_flexselect.video import FrameSampling, read_video
 from lmms_flexselect.video_file import open_video
 

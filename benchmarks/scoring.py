@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from lmms_flexselect.flexselect import FlexSelect
-from lmms_flexselect.frame_sets import interleaved_frame_sets
-from lmms_flexselect.prompt import VideoPrompt, consecutive
-from lmms_flexselect.selection import best_of_sets
-from lmms_flexselect.selectors import ReferenceLayer
+from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.method.frame_sets import interleaved_frame_sets
+from lmms_flexselect.method.prompt import VideoPrompt, consecutive
+from lmms_flexselect.method.selection import best_of_sets
+from lmms_flexselect.method.selectors import ReferenceLayer
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER = 256, 8, 8, 2, 688
 FRAMES, A_FRAME, LAYER, BUDGET = 128, 210, 5, 1680

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from lmms_flexselect.families.llava_video.frames import read_llava_video
     from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
     from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
-    from lmms_flexselect.flexselect import FlexSelect, Selection
-    from lmms_flexselect.prompt import VideoPrompt
-    from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
+    from lmms_flexselect.method.flexselect import FlexSelect, Selection
+    from lmms_flexselect.method.prompt import VideoPrompt
+    from lmms_flexselect.method.selectors import Random, ReferenceLayer, Uniform
     from lmms_flexselect.video import FrameSampling, read_video
 
 __version__ = "0.1.0"
@@ -40,17 +40,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "FlexSelect": "flexselect",
+    "FlexSelect": "method.flexselect",
     "FlexSelectError": "errors",
     "FrameSampling": "video",
     "LlavaVideo": "families.llava_video.family",
     "Qwen2_5_VL": "families.qwen2_5_vl.family",
     "Qwen3_VL": "families.qwen3_vl.family",
-    "Random": "selectors",
-    "ReferenceLayer": "selectors",
-    "Selection": "flexselect",
-    "Uniform": "selectors",
-    "VideoPrompt": "prompt",
+    "Random": "method.selectors",
+    "ReferenceLayer": "method.selectors",
+    "Selection": "method.flexselect",
+    "Uniform": "method.selectors",
+    "VideoPrompt": "method.prompt",
     "load_llava_video": "families.llava_video.family",
     "question_ids": "families.llava_video.family",
     "read_llava_video": "families.llava_video.frames",

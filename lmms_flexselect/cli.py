@@ -14,21 +14,30 @@ from lmms_flexselect.needle import PRETRAINED
 _MODELS = {f"{name}/{folder.name}": folder for name, of in PRETRAINED.items() for folder in sorted(of.iterdir())}
 PLACES = ("tasks", "run_configs", *_MODELS)
 
-# Each is a `main(words) -> exit status` of its own module, imported only when it is called.
+# Each is a `main(words) -> exit status` of a module of this package, imported only when it is called.
 COMMANDS = {
-    "path": ("print where tasks, run configs or a needle model are installed", "lmms_flexselect.cli:path"),
-    "demo": ("run the needle benchmark through lmms-eval: a table and two pictures", "lmms_flexselect.demo:command"),
-    "plot": ("draw results over an option, beside the paper's curve", "lmms_flexselect.scores.plot:main"),
-    "show": ("see what selection sees of a video: a page and pictures", "lmms_flexselect.show.command:main"),
-    "prepare": ("download and unpack a benchmark's data, and count them", "lmms_flexselect.preparation.command:main"),
+    "path": ("print where tasks, run configs or a needle model are installed", "cli:path"),
+    "demo": (
+        "run the needle benchmark through lmms-eval: a table and two pictures",
+        "tools.demo:command",
+    ),
+    "plot": ("draw results over an option, beside the paper's curve", "tools.scores.plot:main"),
+    "show": ("see what selection sees of a video: a page and pictures", "tools.show.command:main"),
+    "prepare": (
+        "download and unpack a benchmark's data, and count them",
+        "tools.preparation.command:main",
+    ),
     "recall": (
         "how well each layer finds a needle: its reference layer",
-        "lmms_flexselect.analysis.recall_command:main",
+        "tools.analysis.recall_command:main",
     ),
-    "pca": ("query, needle and other tokens in each layer, in two dimensions", "lmms_flexselect.analysis.pca:main"),
-    "scores": ("compare, record and check results", "lmms_flexselect.scores.command:main"),
-    "doctor": ("say whether this machine can run a config", "lmms_flexselect.doctor.command:main"),
-    "train": ("train a FlexSelect-Lite selector", "lmms_flexselect.training.command:main"),
+    "pca": (
+        "query, needle and other tokens in each layer, in two dimensions",
+        "tools.analysis.pca:main",
+    ),
+    "scores": ("compare, record and check results", "tools.scores.command:main"),
+    "doctor": ("say whether this machine can run a config", "tools.doctor.command:main"),
+    "train": ("train a FlexSelect-Lite selector", "training.command:main"),
 }
 
 
@@ -62,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen, words = parser.parse_known_args(arguments)
     module, function = COMMANDS[chosen.command][1].split(":")
     try:
-        return int(getattr(import_module(module), function)(words))
+        return int(getattr(import_module(f"lmms_flexselect.{module}"), function)(words))
     except FlexSelectError as error:
         print(f"lmms-flexselect: {error}", file=sys.stderr)
         return 1

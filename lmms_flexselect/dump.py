@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lmms_flexselect.flexselect import Selection
+from lmms_flexselect.method.flexselect import Selection
 from lmms_flexselect.saving import replacing
 
 

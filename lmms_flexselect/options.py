@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.relevance import REDUCTIONS
-from lmms_flexselect.selection import REMAINDERS
-from lmms_flexselect.selectors.registry import selector_class
+from lmms_flexselect.method.relevance import REDUCTIONS
+from lmms_flexselect.method.selection import REMAINDERS
+from lmms_flexselect.method.selectors.registry import selector_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +33,7 @@ class FlexSelectOptions:
     selector
         ``reference`` (FlexSelect), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
         budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped), or another
-        one (see `lmms_flexselect.selectors`).
+        one (see `lmms_flexselect.method.selectors`).
     selector_path
         Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
     reference_layer

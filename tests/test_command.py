@@ -16,8 +16,8 @@ import yaml
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.scores import check, read_runs, record
-from lmms_flexselect.scores.rows import compare
+from lmms_flexselect.tools.scores import check, read_runs, record
+from lmms_flexselect.tools.scores.rows import compare
 from tests.support.internvl_checkpoint import write_original
 
 pytestmark = pytest.mark.cli

@@ -11,8 +11,8 @@ import yaml
 
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.needle import needle_families
-from lmms_flexselect.scores import check
-from lmms_flexselect.scores.expectation import read_expectation
+from lmms_flexselect.tools.scores import check
+from lmms_flexselect.tools.scores.expectation import read_expectation
 from tests.support.broken import RUNS, TASK
 
 EXPECTED = Path(__file__).parent / "expected" / "needle.yaml"

@@ -34,8 +34,8 @@ def test_the_wheel_carries_tasks_configs_and_the_needle_model(wheel):
         for folder in ("checkpoints", "chart_checkpoints"):
             checkpoint = f"lmms_flexselect/needle/{folder}/{family}"
             assert {f"{checkpoint}/{name}" for name in ("model.safetensors", "config.json", "tokenizer.json")} <= names
-    assert {f"lmms_flexselect/show/page.{kind}" for kind in ("html", "css", "js")} <= names
-    assert {"lmms_flexselect/py.typed", "lmms_flexselect/reproduction/table.yaml"} <= names
+    assert {f"lmms_flexselect/tools/show/page.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {"lmms_flexselect/py.typed", "lmms_flexselect/tools/reproduction/table.yaml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 
 

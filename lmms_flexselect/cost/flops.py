@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmms_flexselect.cost.shape import DecoderShape, LinearShape, ModelShape, TowerShape
-from lmms_flexselect.frame_sets import interleaved_frame_sets
+from lmms_flexselect.method.frame_sets import interleaved_frame_sets
 
 PARTS = ("vision", "scoring", "selection", "prefill", "first token")
 

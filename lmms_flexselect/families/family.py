@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.prompt import VideoPrompt, generation_inputs, passing_extras
-from lmms_flexselect.selectors import Lite, ReferenceLayer
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.lite.selector import Lite
+from lmms_flexselect.method.prompt import VideoPrompt, generation_inputs, passing_extras
+from lmms_flexselect.method.selectors import ReferenceLayer
+from lmms_flexselect.runtime.store import VideoStore
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.family import Family, VisualTokens, described, giving_way, gradients_for_selector
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
-from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.method.prompt import VideoPrompt
 
 
 @dataclass

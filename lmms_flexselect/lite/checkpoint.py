@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from lmms_flexselect import loading
 from lmms_flexselect.errors import OptionError, first_line
 from lmms_flexselect.lite.networks import Tower, network_of, networks
-from lmms_flexselect.relevance import REDUCTIONS
+from lmms_flexselect.method.relevance import REDUCTIONS
 
 # What a published config.json calls the decoder's sizes and kind, beside its rotary parameters.
 PLAIN = (

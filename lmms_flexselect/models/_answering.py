@@ -27,7 +27,7 @@ from lmms_flexselect.models._regroup import is_padding, share
 from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
-from lmms_flexselect.processes import Processes, ended_by_signals
+from lmms_flexselect.runtime.processes import Processes, ended_by_signals
 from lmms_flexselect.video_file import file_complaint, video_length
 from lmms_flexselect.video_key import VideoKey
 

@@ -14,15 +14,16 @@ from accelerate import Accelerator
 from loguru import logger
 
 from lmms_flexselect import __version__
-from lmms_flexselect.analysis.recall_file import read_recommendation, recall_file_of
 from lmms_flexselect.checkpoints import content_id, identify
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.families.spec import load
-from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.loading import raw_config
+from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.method.selectors import Selector
+from lmms_flexselect.method.selectors.registry import selector_class
 from lmms_flexselect.models._answering import Answering, stop
 from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
 from lmms_flexselect.models._frames import Frames
@@ -36,10 +37,9 @@ from lmms_flexselect.models._upstream import (
 from lmms_flexselect.needle import checkpoint, selector_path
 from lmms_flexselect.options import check_names
 from lmms_flexselect.presets import OPERATIONAL, PLACEMENT, preset, preset_message
-from lmms_flexselect.processes import Processes
-from lmms_flexselect.selectors import Selector
-from lmms_flexselect.selectors.registry import selector_class
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.recall_file import read_recommendation, recall_file_of
+from lmms_flexselect.runtime.processes import Processes
+from lmms_flexselect.runtime.store import VideoStore
 
 
 class FlexSelectPlugin(Answering):

@@ -16,7 +16,7 @@ from typing import Any
 from loguru import logger
 
 from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.processes import Processes
+from lmms_flexselect.runtime.processes import Processes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from lmms_flexselect.dump import write_selection
-from lmms_flexselect.flexselect import FlexSelect, Selection
+from lmms_flexselect.method.flexselect import FlexSelect, Selection
 from lmms_flexselect.models._measure import FirstTokenClock, now, peak_memory
 from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._records import DocumentKey, PreparedRow, SampleRecord

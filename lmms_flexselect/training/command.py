@@ -18,9 +18,9 @@ from lmms_flexselect.families.reader import load_reader
 from lmms_flexselect.families.spec import families
 from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.lite.networks import network_of
+from lmms_flexselect.method.relevance import REDUCTIONS
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.processes import Processes
-from lmms_flexselect.relevance import REDUCTIONS
+from lmms_flexselect.runtime.processes import Processes
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.data import KINDS, check_videos, read_samples, split_held_out
 from lmms_flexselect.training.examples import QUERIES, VideoExamples, skipped_videos

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.selection import top_k_mask
+from lmms_flexselect.method.selection import top_k_mask
 from lmms_flexselect.training.soft_rank import pairwise_rank, soft_rank
 
 _TINY = torch.finfo(torch.float32).tiny

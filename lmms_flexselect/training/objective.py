@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.prompt import VideoPrompt
-from lmms_flexselect.selectors import ReferenceLayer
+from lmms_flexselect.method.prompt import VideoPrompt
+from lmms_flexselect.method.selectors import ReferenceLayer
 from lmms_flexselect.training.losses import rank_correlation, top_k_overlap
 
 _OVERLAP_SHARE = 1 / 16  # of a video's tokens: what the paper keeps of a full-length one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmms_flexselect.doctor.checkpoints import published, write_stand_in
+from lmms_flexselect.tools.doctor.checkpoints import published, write_stand_in
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ from lmms_flexselect.cost.flops import (
     work,
 )
 from lmms_flexselect.cost.shape import DecoderShape, ModelShape, SelectorShape
-from lmms_flexselect.doctor.checkpoints import write_stand_in
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.llava_video.family import LlavaVideo
@@ -34,9 +33,10 @@ from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.spec import family as family_spec
 from lmms_flexselect.families.spec import load
-from lmms_flexselect.flexselect import FlexSelect
 from lmms_flexselect.lite.checkpoint import load_selector
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.tools.doctor.checkpoints import write_stand_in
 from tests.support.internvl_inputs import batch, tokens_of
 from tests.support.internvl_tokenizers import vocabulary
 from tests.support.internvl_weights import random_native

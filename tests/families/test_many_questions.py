@@ -9,7 +9,7 @@ import torch
 
 from lmms_flexselect import FlexSelect, Uniform
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.runtime.store import VideoStore
 from tests.support.questions import ANSWER, FAMILIES, Question, family, inputs_of, selector
 
 SELECTORS = ("reference", "lite")

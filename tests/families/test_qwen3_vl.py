@@ -15,10 +15,10 @@ from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.lite.checkpoint import load_selector
 from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.lite.writing import write_selector
-from lmms_flexselect.memory import sets_at_once
+from lmms_flexselect.method.prefix import attention_of
 from lmms_flexselect.needle.selectors import DECODER
-from lmms_flexselect.prefix import attention_of
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.runtime.memory import sets_at_once
+from lmms_flexselect.runtime.store import VideoStore
 from lmms_flexselect.training.student import new_selector
 from tests.support.qwen3_vl import KINDS, LAYERS, Oracle, inputs_of, positions_of, processor, qwen3_vl, token
 from tests.support.random_models import Part

@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lmms_flexselect.analysis.haystacks import NeedleVideos
-from lmms_flexselect.analysis.model import load
-from lmms_flexselect.analysis.recall import recall_of_layers
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.flexselect import FlexSelect
+from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.needle import CHART_CHECKPOINTS, needle_families, train, train_chart
 from lmms_flexselect.needle.batches import training_batch
 from lmms_flexselect.needle.benchmark import CHART_LENGTHS, answers_shape, documents
 from lmms_flexselect.needle.naming import by_chart, field_colour
 from lmms_flexselect.needle.train import needle_reader
 from lmms_flexselect.needle.train_chart import NEW_LAYERS, REFERENCE_LAYER, colour_loss, grow_model
+from lmms_flexselect.tools.analysis.haystacks import NeedleVideos
+from lmms_flexselect.tools.analysis.model import load
+from lmms_flexselect.tools.analysis.recall import recall_of_layers
 
 UNITS = 16
 

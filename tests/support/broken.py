@@ -16,8 +16,8 @@ import yaml
 from lmms_eval.__main__ import cli_evaluate
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.prompt import VideoPrompt
-from lmms_flexselect.selectors import Random, ReferenceLayer
+from lmms_flexselect.method.prompt import VideoPrompt
+from lmms_flexselect.method.selectors import Random, ReferenceLayer
 
 TASK = "flexselect_needle_256"
 

@@ -12,7 +12,7 @@ from lmms_eval.utils import load_yaml_config
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.models._upstream import use_upstream_prompts
-from lmms_flexselect.preparation.benchmarks import BENCHMARKS
+from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS
 from tests.support.paper_tasks import lvbench_lines
 from tests.tasks.conftest import PAPER
 

@@ -24,7 +24,7 @@ from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.families.internvl.prompt import END, START
 from lmms_flexselect.lite.checkpoint import read_selector_config
 from lmms_flexselect.lite.networks import Tower
-from lmms_flexselect.prompt import VideoPrompt, consecutive
+from lmms_flexselect.method.prompt import VideoPrompt, consecutive
 
 IMAGE_MARKS = ("compete", "stay")
 

@@ -26,7 +26,7 @@ from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVi
 from lmms_flexselect.families.pixels import normalised
 from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.loading import load_tokenizer, load_whole
-from lmms_flexselect.prompt import VideoPrompt, consecutive
+from lmms_flexselect.method.prompt import VideoPrompt, consecutive
 
 VIDEO_TOKEN = -200  # where a video stands in the token ids: LLaVA's own mark, one a video
 

@@ -20,8 +20,8 @@ from lmms_flexselect.families.family import VisualTokens, reading_inputs
 from lmms_flexselect.families.mrope import VisionBlock
 from lmms_flexselect.families.mrope_family import MropeFamily
 from lmms_flexselect.lite.networks import Tower
-from lmms_flexselect.memory import sent
-from lmms_flexselect.prompt import VideoPrompt
+from lmms_flexselect.method.prompt import VideoPrompt
+from lmms_flexselect.runtime.memory import sent
 
 _TIMESTAMP = re.compile(r"<\d+\.\dseconds>$")  # without its blanks
 _TIMESTAMP_TOKENS = 32  # at most; one of ten hours has twelve

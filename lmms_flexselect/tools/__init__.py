@@ -1,0 +1,1 @@
+"""The commands around a run: pictures, analysis, scores, reproduction, data, the machine."""
