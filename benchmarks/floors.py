@@ -40,10 +40,10 @@ def main() -> None:
             units = frames // family(name).frames_per_unit
             budget = llm.budget or units * a_unit
             budget = round_up(budget, a_unit) if llm.family(with_selector=False).round_budget else budget
-            for selector in ("none", "reference", "lite", "uniform"):
+            for selector in ("none", "flexselect", "lite", "uniform"):
                 kept = units * a_unit if selector == "none" else min(units * a_unit, budget)
                 request = Request(units, UNITS_PER_SET, kept, BEFORE, arguments.question)
-                layer = llm.layer if selector == "reference" else None
+                layer = llm.layer if selector == "flexselect" else None
                 costs = work(shapes[selector == "lite"], request, layer)
                 lines.append(
                     {

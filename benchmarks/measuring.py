@@ -20,7 +20,7 @@ from lmms_flexselect.method.selectors import Uniform
 from lmms_flexselect.models._measure import now, peak_memory
 
 Clock = Callable[[], float]
-SELECTORS = ("none", "reference", "lite", "uniform")
+SELECTORS = ("none", "flexselect", "lite", "uniform")
 _KEPT_UNITS = 32  # what a token budget is worth where none is published
 
 
@@ -122,7 +122,7 @@ def _first_token(
     family = llm.family(with_selector=lite)
     selector = {
         "none": lambda: None,
-        "reference": lambda: family.reference_layer(llm.layer),
+        "flexselect": lambda: family.reference_layer(llm.layer),
         "lite": lambda: family.lite(llm.selector),
         "uniform": Uniform,
     }[found.selector]()
@@ -148,7 +148,7 @@ def _first_token(
         units, select.max_frames_per_set, selection.kept_tokens, BEFORE, len(question), item=llm.model.dtype.itemsize
     )
     grid = inputs["video_grid_thw"][0, 1:].tolist() if "video_grid_thw" in inputs else None
-    costs = work(llm.shape(lite, grid), request, layer=llm.layer if found.selector == "reference" else None)
+    costs = work(llm.shape(lite, grid), request, layer=llm.layer if found.selector == "flexselect" else None)
     found.floor = {part: cost.seconds(peaks) for part, cost in costs.items()}
     found.flops = {part: cost.flops for part, cost in costs.items()}
     found.bytes = {part: cost.bytes for part, cost in costs.items()}

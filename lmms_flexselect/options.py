@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.method.relevance import REDUCTIONS
 from lmms_flexselect.method.selection import REMAINDERS
-from lmms_flexselect.method.selectors.registry import selector_class
+from lmms_flexselect.method.selectors.registry import canonical_name, selector_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,7 +31,7 @@ class FlexSelectOptions:
     NO_VALUE
         The words that stand for None, where None is allowed, since ``--model_args`` carries text.
     selector
-        ``reference`` (FlexSelect), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
+        ``flexselect`` (``reference`` is an earlier name of it), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
         budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped), or another
         one (see `lmms_flexselect.method.selectors`).
     selector_path
@@ -76,7 +76,7 @@ class FlexSelectOptions:
         "dump_selection": ("none",),
     }
 
-    selector: str = "reference"
+    selector: str = "flexselect"
     selector_path: str | None = None
     reference_layer: int | None = None
     token_budget: int = 7040
@@ -95,6 +95,7 @@ class FlexSelectOptions:
         for name, allowed in self.CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         selector_class(str(self.selector))
+        self.selector = canonical_name(self.selector)
         if self.selector == "lite" and not self.selector_path:
             raise OptionError("selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector")
         if self.selector != "lite" and self.selector_path is not None:
@@ -137,7 +138,7 @@ class FlexSelectOptions:
 
     def check_model(self, num_layers: int) -> None:
         """Raise `OptionError` unless the reference layer is one of the model's `num_layers` layers."""
-        if self.selector == "reference" and not (
+        if self.selector == "flexselect" and not (
             self.reference_layer is not None and 0 <= self.reference_layer < num_layers
         ):
             raise OptionError(

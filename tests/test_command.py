@@ -105,10 +105,10 @@ def one_process(tmp_path_factory, checkpoints, stock_videos, paper_data):
                 "output_path": str(folder / f"{model}_{name}"),
             }
             for model, name, own in (
-                ("llava_vid", "reference", f"dump_selection={folder / 'llava_vid_dump'}"),
+                ("llava_vid", "flexselect", f"dump_selection={folder / 'llava_vid_dump'}"),
                 ("llava_vid", "none", "selector=none"),
                 ("llava_vid", "refused", "conv_template=vicuna_v1"),
-                ("internvl_hf", "reference", f"dump_selection={folder / 'internvl_hf_dump'}"),
+                ("internvl_hf", "flexselect", f"dump_selection={folder / 'internvl_hf_dump'}"),
                 ("internvl_hf", "none", "selector=none"),
                 ("internvl_hf", "refused", "frame_labels=some"),
             )
@@ -171,7 +171,7 @@ def test_the_papers_tasks_through_the_command(one_process):
 )
 def test_other_families_through_the_command(one_process, stock_videos, model, upstream, refused, right):
     folder, done = one_process
-    for name, kept in (("reference", 12), ("none", 36)):
+    for name, kept in (("flexselect", 12), ("none", 36)):
         (results,) = results_in(folder / f"{model}_{name}")
         assert set(results["results"]) == set(stock_videos), done.stdout[-3000:]
         block = results["config"]["resolved_cli_args"]["flexselect"]
@@ -206,8 +206,8 @@ def test_scores_of_real_runs(one_process, stock_videos, tmp_path):
     runs = record([chat, none, folder / "simple"], tmp_path / "expect.yaml")
     assert [(run.selector, run.options.get("force_simple")) for run in runs] == [
         ("none", None),
-        ("reference", True),
-        ("reference", None),
+        ("flexselect", True),
+        ("flexselect", None),
     ]
     for run in runs:
         assert (run.model, set(run.scores)) == ("qwen2_5_vl_flexselect", set(stock_videos))

@@ -14,7 +14,7 @@ from lmms_flexselect.options import FlexSelectOptions, check_names
 
 # The defaults that a user who gives nothing relies on.
 DEFAULTS = {
-    "selector": "reference",
+    "selector": "flexselect",
     "selector_path": None,
     "reference_layer": None,
     "token_budget": 7040,
@@ -82,7 +82,7 @@ def test_allowed_values(name, value):
     assert getattr(having(name)(**{name: value}), name) == value
 
 
-@pytest.mark.parametrize("value", ["reference", "flexselect", "lite", "uniform", "random", "none"])
+@pytest.mark.parametrize("value", ["flexselect", "flexselect", "lite", "uniform", "random", "none"])
 def test_selectors(value):
     path = "/weights" if value == "lite" else None
     assert FlexSelectOptions(selector=value, selector_path=path).selector == value
@@ -155,7 +155,7 @@ def test_lite_needs_a_checkpoint(path):
     assert FlexSelectOptions(selector="lite", selector_path="/weights").selector_path == "/weights"
 
 
-@pytest.mark.parametrize("selector", ["reference", "uniform", "random", "none"])
+@pytest.mark.parametrize("selector", ["flexselect", "uniform", "random", "none"])
 def test_a_selector_checkpoint_goes_with_lite(selector):
     text = complaint(FlexSelectOptions, selector=selector, selector_path="/weights")
     assert text == f"selector_path=/weights: goes with selector=lite, not {selector}"

@@ -16,7 +16,7 @@ from lmms_flexselect.tools.scores.expectation import read_expectation
 from tests.support.broken import RUNS, TASK
 
 EXPECTED = Path(__file__).parent / "expected" / "needle.yaml"
-SELECTORS = ("none", "random", "uniform", "reference", "lite")
+SELECTORS = ("none", "random", "uniform", "flexselect", "lite")
 
 
 def test_every_family_and_selector_is_held_to_something():
@@ -39,7 +39,7 @@ def test_what_is_expected_is_worth_expecting():
     """FlexSelect and Lite far above the controls on long videos: a record of a broken run would hold nothing."""
     for run in read_expectation(EXPECTED):
         (long,) = [task for task in run.tasks if task.task == TASK]
-        if run.selector in ("reference", "lite"):
+        if run.selector in ("flexselect", "lite"):
             assert long.score >= 90
         elif run.selector in ("random", "uniform"):
             assert long.score <= 60
@@ -71,7 +71,7 @@ def broken(tmp_path_factory):
 )
 def test_a_broken_selection_turns_it_red(broken, tmp_path, name, outcome, says):
     content = yaml.safe_load(EXPECTED.read_text())
-    runs = [r for r in content["runs"] if (r["model"], r["selector"]) == (f"{RUNS[name][1]}_flexselect", "reference")]
+    runs = [r for r in content["runs"] if (r["model"], r["selector"]) == (f"{RUNS[name][1]}_flexselect", "flexselect")]
     assert len(runs) == 1
     runs[0]["tasks"] = {TASK: runs[0]["tasks"][TASK]}
     (tmp_path / "expected.yaml").write_text(yaml.safe_dump({"runs": runs}))

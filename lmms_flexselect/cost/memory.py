@@ -103,7 +103,7 @@ def estimate(model: ModelShape, run: RunSettings) -> Memory:
     units_in_set = min(run.units, run.units_per_set)
     selects = run.selector != "none" and visual > run.token_budget
     kept = min(visual, run.token_budget) if selects else visual
-    scorer = selector.decoder if selector else decoder if run.selector == "reference" else None
+    scorer = selector.decoder if selector else decoder if run.selector == "flexselect" else None
     return Memory(
         weights=model.parameters * item,
         selector=selector.parameters * item if selector else 0,

@@ -19,18 +19,9 @@ import yaml
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import FamilySpec, family_of_model
+from lmms_flexselect.method.selectors.registry import selector_class
 from lmms_flexselect.needle import TASK_PREFIX
 from lmms_flexselect.tools.plotting import pyplot
-
-_COLOURS = {"none": "#7f7f7f", "random": "#e377c2", "uniform": "#1f77b4", "reference": "#d62728", "lite": "#2ca02c"}
-_LABELS = {
-    "none": "all tokens",
-    "random": "random",
-    "uniform": "uniform",
-    "reference": "FlexSelect",
-    "lite": "FlexSelect-Lite",
-}
-_MARKERS = {"none": "s", "random": "v", "uniform": "^", "reference": "o", "lite": "D"}
 
 
 @dataclass
@@ -149,8 +140,8 @@ def read_results(model: str, results: dict[str, Any]) -> list[DemoResult]:
 def table(results: list[DemoResult]) -> str:
     """The results as text: a block for each model and length, a line for each selector."""
     lines = [
-        "model        frames  selector   accuracy  visual tokens  first token  peak memory",
-        "-" * 81,
+        "model        frames  selector    accuracy  visual tokens  first token  peak memory",
+        "-" * 82,
     ]
     models = list(dict.fromkeys(r.model for r in results))
     ordered = sorted(results, key=lambda r: (models.index(r.model), r.units))  # selectors keep their order
@@ -158,7 +149,7 @@ def table(results: list[DemoResult]) -> str:
         for r in block:
             tokens = f"{r.tokens_in:.0f} → {r.tokens_kept:.0f}"
             lines.append(
-                f"{r.family.title:<11}  {r.frames:>6}  {r.selector:<9}  {r.accuracy:>8.1%}  {tokens:>13}  "
+                f"{r.family.title:<11}  {r.frames:>6}  {r.selector:<10}  {r.accuracy:>8.1%}  {tokens:>13}  "
                 f"{r.first_token * 1000:>8.0f} ms  {r.memory:>7.2f} GiB"
             )
         lines.append("")
@@ -189,11 +180,17 @@ def _accuracy_panel(axes: Any, results: list[DemoResult]) -> None:
         frames = np.array([r.frames for r in own])
         accuracy = np.array([r.accuracy for r in own])
         error = np.sqrt(accuracy * (1 - accuracy) / np.array([r.questions for r in own]))
-        colour, layer = _COLOURS[selector], 3 if selector == "reference" else 2
-        axes.plot(
-            frames, accuracy, marker=_MARKERS[selector], lw=2.2, label=_LABELS[selector], color=colour, zorder=layer
+        shown = selector_class(selector)
+        colour = getattr(shown, "colour", None)
+        (line,) = axes.plot(
+            frames,
+            accuracy,
+            marker=getattr(shown, "marker", "."),
+            lw=2.2,
+            label=getattr(shown, "title", selector),
+            color=colour,
         )
-        axes.fill_between(frames, accuracy - error, accuracy + error, alpha=0.15, lw=0, color=colour, zorder=layer)
+        axes.fill_between(frames, accuracy - error, accuracy + error, alpha=0.15, lw=0, color=line.get_color())
     axes.set_xscale("log", base=2)
     axes.set_xticks(frames, [str(f) for f in frames])
     axes.axhline(1 / 8, color="black", lw=0.8, ls=":")

@@ -94,7 +94,7 @@ def masked(decoder: DecoderShape, layers: int, tokens: int) -> int:
 
 
 @NEW_ENOUGH
-@pytest.mark.parametrize("selecting", ["none", "reference", "lite"])
+@pytest.mark.parametrize("selecting", ["none", "flexselect", "lite"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
     """Every product of a sample, from its pixels to its first token."""
@@ -102,7 +102,7 @@ def test_a_sample_costs_what_is_counted(name, selecting, tmp_path):
     config = family.model.config
     decoder, layer, own = DecoderShape.of(config.get_text_config()), None, None
     selector = None
-    if selecting == "reference":
+    if selecting == "flexselect":
         layer = 2
         selector = family.reference_layer(layer)
     if selecting == "lite":

@@ -60,7 +60,7 @@ MODEL = ModelShape(
     embedding_copies=1,
     pixels_on_device=False,
 )
-RUN = RunSettings(units=512, selector="reference", token_budget=6720, units_per_set=64, item=ITEM)
+RUN = RunSettings(units=512, selector="flexselect", token_budget=6720, units_per_set=64, item=ITEM)
 
 
 def tower_of(name: str, config: Any, **arguments: Any) -> TowerShape:

@@ -12,7 +12,7 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.runtime.store import VideoStore
 from tests.support.questions import ANSWER, FAMILIES, Question, family, inputs_of, selector
 
-SELECTORS = ("reference", "lite")
+SELECTORS = ("flexselect", "lite")
 # Several questions a video, one of two videos, in both orders, and one behind a longer text.
 QUESTIONS = [
     *[Question((video,), number) for video in (0, 1, 2) for number in (0, 1, 2)],
@@ -86,7 +86,7 @@ def test_with_too_little_memory_for_all(case, share):
 def test_a_further_question_runs_no_tower_and_reads_its_own_text_alone(case):
     name, kind, wanted = case
     own, chosen = with_store(name, kind, cpu_gib=1)
-    decoder = own.decoder if kind == "reference" else own.selector.decoder
+    decoder = own.decoder if kind == "flexselect" else own.selector.decoder
     tower = {
         "llava_vid": lambda: own.model.model.vision_tower["vision_tower"]["vision_model"],
         "qwen2_5_vl": lambda: own.model.model.visual,
@@ -139,7 +139,7 @@ def test_a_budget_no_smaller_than_the_video(case, budget):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_video_that_nobody_knows_is_not_kept(name):
-    own, chosen = with_store(name, "reference", cpu_gib=1)
+    own, chosen = with_store(name, "flexselect", cpu_gib=1)
     inputs = inputs_of(name, QUESTIONS[0]) | {"video_keys": [None]}
     FlexSelect(chosen, 14, 4)(own.prompts(inputs)[0])
     assert len(own.store) == 0
@@ -148,7 +148,7 @@ def test_a_video_that_nobody_knows_is_not_kept(name):
 
 def test_frequencies_that_depend_on_the_prompts_length_are_not_kept(monkeypatch):
     """InternVL's dynamic NTK scaling: a longer question gives the video's tokens other keys."""
-    own, chosen = with_store("internvl_hf", "reference", cpu_gib=1)
+    own, chosen = with_store("internvl_hf", "flexselect", cpu_gib=1)
     asked("internvl_hf", own, chosen, QUESTIONS[0])
     assert any(key[1] == "prefix" for key in own.store._entries)
     own.store.clear()
@@ -170,7 +170,7 @@ def test_controls_keep_the_visual_tokens(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pixels_that_are_left_out_and_not_kept_are_missed(name):
-    own, _ = with_store(name, "reference", cpu_gib=1)
+    own, _ = with_store(name, "flexselect", cpu_gib=1)
     with pytest.raises(FlexSelectError, match=r"^video \('video', 1\): its pixels are left out, and nothing of it"):
         own.prompts(inputs_of(name, Question((1,), 0), [True]))
 
@@ -195,7 +195,7 @@ def test_the_first_token_needs_the_last_positions_logits_alone(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_where_the_gpu_is_full_what_is_kept_leaves_it_first(name, monkeypatch):
-    own, chosen = with_store(name, "reference", cpu_gib=1)
+    own, chosen = with_store(name, "flexselect", cpu_gib=1)
     monkeypatch.setattr(own.store, "leave_gpu", iter([True, False]).__next__)
     generate, tries = own.model.generate, []
 

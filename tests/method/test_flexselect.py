@@ -110,10 +110,10 @@ def test_a_prompt_without_video():
     assert (selection.visual_tokens, selection.kept_tokens) == (0, 0)
 
 
-@pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["flexselect", "uniform", "random"])
 def test_selection_says_what_it_kept(selector):
     (prompt,) = family(0).prompts(video_inputs([[4, ("video", (9, *UNIT)), 6]], [1.0]))
-    selectors = {"reference": family(0).reference_layer(LAYER), "uniform": Uniform(), "random": Random()}
+    selectors = {"flexselect": family(0).reference_layer(LAYER), "uniform": Uniform(), "random": Random()}
     selection = FlexSelect(selectors[selector], token_budget=12, max_frames_per_set=4)(prompt)
     assert (selection.visual_tokens, selection.kept_tokens) == (54, 12)
     assert bool(selection.keep[~prompt.visual].all())
@@ -122,7 +122,7 @@ def test_selection_says_what_it_kept(selector):
     assert torch.equal(selection.prompt.position_ids, prompt.position_ids[:, selection.keep])
     per_frame = [int(selection.visual_kept[selection.visual_frame == f].sum()) for f in range(9)]
     assert selection.tokens_per_frame().tolist() == per_frame
-    assert bool(selection.scores.isnan().any()) == (selector != "reference")
+    assert bool(selection.scores.isnan().any()) == (selector != "flexselect")
 
 
 @pytest.mark.parametrize("budget", [0, -1])

@@ -83,7 +83,7 @@ def test_the_four_stock_tasks_run_unchanged(original, stock_videos):
     assert 0 < throughput["avg_selector_seconds"] < throughput["avg_time_to_first_token_seconds"]
 
 
-@pytest.mark.parametrize("selector", ["none", "reference", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["none", "flexselect", "uniform", "random"])
 def test_selection_reaches_the_language_model(generated, original, videos, selector):
     model = build("internvl_hf_flexselect", pretrained=original, selector=selector, **SMALL)
     ask(model, [Question(PROMPT, (videos[0],))])

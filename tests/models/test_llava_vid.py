@@ -75,7 +75,7 @@ def llava(checkpoint, **arguments):
 
 def test_selection_reaches_the_language_model(generated, llava_checkpoint, videos, tokenizer):
     text = len(tokenizer(f"{BEFORE}\n{PROMPT}{BEHIND}").input_ids)
-    for selector, visual in (("none", 36), ("reference", 12), ("uniform", 12), ("random", 12)):
+    for selector, visual in (("none", 36), ("flexselect", 12), ("uniform", 12), ("random", 12)):
         model = llava(llava_checkpoint, **SELECT, selector=selector)
         ask(model, [Question(PROMPT, (videos[0],))])
         embeds = generated[-1][0]["inputs_embeds"]
@@ -88,7 +88,7 @@ def test_selection_reaches_the_language_model(generated, llava_checkpoint, video
         assert 0 < record.selector_seconds < record.time_to_first_token_seconds <= record.generate_seconds
 
 
-@pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["flexselect", "uniform", "random"])
 @pytest.mark.parametrize(
     ("budget", "remainder", "kept"), [(7, "spread", 7), (13, "spread", 13), (13, "drop", 12), (35, "spread", 35)]
 )
@@ -100,7 +100,7 @@ def test_a_budget_is_not_rounded_to_whole_frames(llava_checkpoint, videos, selec
     assert [record.visual_tokens_kept for record in model._selecting.records] == [kept]
 
 
-@pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["flexselect", "uniform", "random"])
 def test_a_budget_no_smaller_than_the_video_changes_nothing(generated, llava_checkpoint, videos, selector):
     questions = [Question(PROMPT, (video,)) for video in videos]
     baseline = ask(llava(llava_checkpoint, **SELECT, selector="none"), questions)
@@ -123,7 +123,7 @@ def test_more_frames_than_the_original_tokenizer_allows_are_not_cut(tmp_path, ge
     assert generated[0][0]["inputs_embeds"].shape[1] == record.input_tokens > 240
 
 
-@pytest.mark.parametrize("selector", ["reference", "none"])
+@pytest.mark.parametrize("selector", ["flexselect", "none"])
 def test_answer_and_kept_tokens_are_the_python_apis(tmp_path, llava_checkpoint, videos, tokenizer, selector):
     """Frames read, put into a prompt, selected and answered by hand."""
     model = llava(llava_checkpoint, **SELECT, selector=selector, dump_selection=tmp_path)
@@ -132,7 +132,7 @@ def test_answer_and_kept_tokens_are_the_python_apis(tmp_path, llava_checkpoint, 
     config = LlavaVideoConfig.from_checkpoint(str(llava_checkpoint))
     family = LlavaVideo(LlavaVideoForCausalLM.from_pretrained(llava_checkpoint, config=config, dtype=torch.float32))
     flexselect = FlexSelect(
-        family.reference_layer(3) if selector == "reference" else None, 12, max_frames_per_set=3, round_budget=False
+        family.reference_layer(3) if selector == "flexselect" else None, 12, max_frames_per_set=3, round_budget=False
     )
     for number, video in enumerate(videos):
         frames = torch.from_numpy(decord.VideoReader(video).get_batch(range(0, 48, 8)).asnumpy())
@@ -145,7 +145,7 @@ def test_answer_and_kept_tokens_are_the_python_apis(tmp_path, llava_checkpoint, 
 
         arrays, sample = read_selection(tmp_path / f"asked__test__{number}.npz")
         assert arrays["kept"].tolist() == selection.visual_kept.tolist()
-        assert arrays["kept"].sum() == (12 if selector == "reference" else 36)
+        assert arrays["kept"].sum() == (12 if selector == "flexselect" else 36)
         assert np.array_equal(arrays["scores"], selection.scores.numpy(), equal_nan=True)
         assert arrays["frame"].tolist() == [frame for frame in range(6) for _ in range(6)]
         assert arrays["frame_set"].tolist() == [frame % 2 for frame in range(6) for _ in range(6)]
@@ -334,7 +334,7 @@ def test_the_results_tell_what_was_run(llava_checkpoint, videos):
     model.clean()
     block = model.flexselect_results
     assert set(block) == {"options", "versions", "overall", "by_task", "unreadable"}
-    assert block["options"]["selector"] == "reference"
+    assert block["options"]["selector"] == "flexselect"
     assert (block["options"]["token_budget"], block["options"]["reference_layer"]) == (12, 3)
     upstream = block["options"]["upstream"]
     assert upstream["video_fps"] == "2"
@@ -351,7 +351,11 @@ def test_the_results_tell_what_was_run(llava_checkpoint, videos):
 
 def test_what_is_filled_in_where_nothing_is_given(llava_checkpoint):
     model = build("llava_vid_flexselect", pretrained=llava_checkpoint)
-    assert (model.options.selector, model.options.token_budget, model.options.reference_layer) == ("reference", 6720, 4)
+    assert (model.options.selector, model.options.token_budget, model.options.reference_layer) == (
+        "flexselect",
+        6720,
+        4,
+    )
     assert (model.options.max_frames_per_set, model.options.dtype, model.options.strict) == (64, "bfloat16", True)
     assert (model.conv_template, model.torch_dtype) == ("qwen_1_5", "bfloat16")
     # The checkpoint's own pooling; all else as upstream has it.

@@ -48,7 +48,7 @@ def test_no_selector_and_library_rope_equal_upstream_bit_for_bit(
                 assert torch.equal(got[name], value), name
 
 
-@pytest.mark.parametrize("selector", ["reference", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["flexselect", "uniform", "random"])
 def test_a_budget_no_smaller_than_the_video_changes_nothing(generated, random_checkpoint, videos, selector):
     arguments = {"pretrained": random_checkpoint, **SELECT, "dtype": "float32"}
     questions = [Question(PROMPT, (video,)) for video in videos]
@@ -126,13 +126,13 @@ def test_the_four_stock_tasks_run_unchanged(random_checkpoint, stock_videos):
 def test_selection_reaches_the_language_model(generated, random_checkpoint, videos, simple):
     arguments = {"pretrained": random_checkpoint, "dtype": "float32", **SELECT, "fps": 2}
     lengths = {}
-    for selector in ("none", "reference", "uniform", "random"):
+    for selector in ("none", "flexselect", "uniform", "random"):
         model = build("qwen2_5_vl_flexselect", simple, **arguments, selector=selector)
         ask(model, [Question(PROMPT, (videos[0],))])
         lengths[selector] = generated[-1][0]["inputs_embeds"].shape[1]
     # 6 seconds at 2 fps: 12 frames, 6 units, 72 tokens.
-    assert lengths["none"] - lengths["reference"] == 72 - 24
-    assert lengths["reference"] == lengths["uniform"] == lengths["random"]
+    assert lengths["none"] - lengths["flexselect"] == 72 - 24
+    assert lengths["flexselect"] == lengths["uniform"] == lengths["random"]
 
 
 def test_two_frames_a_second_with_at_most_n_frames_together(generated, random_checkpoint, videos):

@@ -58,8 +58,8 @@ def test_summarize_takes_any_iterable():
 
 def test_results_block():
     records = [record(0), record(3, task="mlvu", visual_tokens=50), record(1, error="/a.mp4: is empty")]
-    block = results_block({"selector": "reference"}, records)
-    assert block["options"] == {"selector": "reference"}
+    block = results_block({"selector": "flexselect"}, records)
+    assert block["options"] == {"selector": "flexselect"}
     assert torch.__version__.startswith(block["versions"]["torch"])
     assert list(block["versions"]) == ["lmms_flexselect", "lmms_eval", "transformers", "torch"]
     assert block["overall"] == summarize(records)

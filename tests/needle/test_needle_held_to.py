@@ -58,22 +58,22 @@ def test_all_tokens_at_training_length(checkpoint):
 @pytest.fixture(scope="module")
 def long_videos(checkpoint):
     layer = checkpoint.model.config.flexselect["reference_layer"]
-    selectors = {"none": None, "uniform": Uniform(), "reference": checkpoint.family.reference_layer(layer)}
+    selectors = {"none": None, "uniform": Uniform(), "flexselect": checkpoint.family.reference_layer(layer)}
     return ask_all(checkpoint, LONG_UNITS, selectors, videos=17)
 
 
 def test_flexselect_answers_at_32_times_that_length(long_videos):
-    assert accuracy(long_videos, "reference") >= 0.90
+    assert accuracy(long_videos, "flexselect") >= 0.90
 
 
 def test_it_beats_all_tokens_and_uniform_ones(long_videos):
-    reference = accuracy(long_videos, "reference")
+    reference = accuracy(long_videos, "flexselect")
     assert reference - accuracy(long_videos, "none") >= 0.30
     assert reference - accuracy(long_videos, "uniform") >= 0.50
 
 
 def test_the_needle_is_kept(long_videos):
-    assert share(kept["reference"] for _, _, kept in long_videos) >= 0.95
+    assert share(kept["flexselect"] for _, _, kept in long_videos) >= 0.95
 
 
 def test_all_tokens_fail_by_answering_wrong_not_by_falling_silent(long_videos):

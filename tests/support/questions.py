@@ -53,7 +53,7 @@ def family(name: str, **options: Any) -> Any:
 
 def selector(name: str, of: Family, kind: str) -> Any:
     """``reference`` or ``lite``."""
-    return of.reference_layer(2) if kind == "reference" else of.lite(_lite(name))
+    return of.reference_layer(2) if kind == "flexselect" else of.lite(_lite(name))
 
 
 def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames: int = 10) -> dict[str, Any]:

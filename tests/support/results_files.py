@@ -49,7 +49,7 @@ SCORED = {
 }
 
 OPTIONS: Doc = {
-    "selector": "reference",
+    "selector": "flexselect",
     "selector_path": None,
     "reference_layer": 19,
     "token_budget": 6720,

@@ -23,7 +23,7 @@ def config():
 
 
 MODELS = ("qwen2_5_vl_flexselect", "llava_vid_flexselect", "internvl_hf_flexselect")
-SELECTORS = ("none", "random", "uniform", "reference", "lite")
+SELECTORS = ("none", "random", "uniform", "flexselect", "lite")
 
 
 def test_every_family_with_a_needle_model_is_in_the_demo():
@@ -46,7 +46,7 @@ def test_the_config_asks_every_model_and_selector_the_same(config):
 def test_a_short_demo_through_the_command(config, tmp_path):
     """Half of the demo's own runs, on two lengths and one video each; ``make scores`` has the others too."""
     first, *others = MODELS
-    chosen = [(first, selector) for selector in SELECTORS] + [(m, s) for m in others for s in ("none", "reference")]
+    chosen = [(first, selector) for selector in SELECTORS] + [(m, s) for m in others for s in ("none", "flexselect")]
     short = {"tasks": "flexselect_needle_16,flexselect_needle_128", "limit": 6}
     runs = [{**run, **short} for run in config if (run["model"], run["output_path"].split("/")[-1]) in chosen]
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(runs))
@@ -59,8 +59,8 @@ def test_a_short_demo_through_the_command(config, tmp_path):
         long = {m.selector: m for m in measured if m.units == 128 and m.model == model}
         assert long["none"].tokens_kept == long["none"].tokens_in == 128 * tokens_a_unit
         assert {long[name].tokens_kept for name in long if name != "none"} == {16 * tokens_a_unit}
-        assert min(long[name].accuracy for name in ("reference", "lite") if name in long) >= 5 / 6
-        assert long["reference"].frames == frames
+        assert min(long[name].accuracy for name in ("flexselect", "lite") if name in long) >= 5 / 6
+        assert long["flexselect"].frames == frames
     assert all(m.questions == 6 and m.first_token > 0 and m.memory > 0 for m in measured)
 
     results = tmp_path / "out" / "results"

@@ -19,6 +19,11 @@ ALIASES = {"reference": "flexselect"}
 """Earlier names, which command lines and results files still have."""
 
 
+def canonical_name(name: str) -> str:
+    """The name that a selector has now, of one that it has or had."""
+    return ALIASES.get(name, name)
+
+
 @cache
 def selector_names() -> tuple[str, ...]:
     """The registered names, in alphabetical order."""
@@ -36,7 +41,7 @@ def selector_class(name: str) -> Any:
     """
     path: str | None = name
     if not re.fullmatch(r"[\w.]+:\w+", name):
-        path = {point.name: point.value for point in entry_points(group=GROUP)}.get(ALIASES.get(name, name))
+        path = {point.name: point.value for point in entry_points(group=GROUP)}.get(canonical_name(name))
         if path is None:
             raise OptionError(
                 f"selector={name}: must be one of {', '.join(selector_names())}, or a class as package.module:Class"

@@ -212,7 +212,7 @@ def _summary(options: Any, model: ModelShape, frames: int, run: RunSettings) -> 
     read = f"{frames} frames = {visual:,} visual tokens at most"
     if options.selector == "none":
         return f"selector=none, {read}, all kept"
-    layer = f" at layer {options.reference_layer}" if options.selector == "reference" else ""
+    layer = f" at layer {options.reference_layer}" if options.selector == "flexselect" else ""
     return f"selector={options.selector}{layer}, {read}, {options.token_budget:,} kept, {options.dtype}"
 
 

@@ -14,7 +14,7 @@ from lmms_flexselect.cli import installed_path
 from lmms_flexselect.tools.reproduction.rows import METRICS, RunConfig, facts, runs
 
 FOLDERS = ("paper", "stock", "ablations")
-_WITH = {"none": "all tokens", "reference": "FlexSelect", "lite": "FlexSelect-Lite"}
+_WITH = {"none": "all tokens", "flexselect": "FlexSelect", "lite": "FlexSelect-Lite"}
 _PLACES = 'C="$(lmms-flexselect path run_configs)" T="$(lmms-flexselect path tasks)"'
 
 

@@ -25,6 +25,10 @@ def facts() -> dict[str, Any]:
     return yaml.safe_load(files("lmms_flexselect.tools.reproduction").joinpath("table.yaml").read_text("utf-8"))
 
 
+# Files keep the names that command lines have.
+_IN_FILE_NAMES = {"flexselect": "reference"}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One ``lmms-eval --config`` file.
@@ -63,7 +67,7 @@ class RunConfig:
 
     @property
     def selector(self) -> str:
-        """As the paper's results name it: ``none``, ``reference`` or ``lite``."""
+        """As the paper's results name it: ``none``, ``flexselect`` or ``lite``."""
         return str(self.arguments["selector"])
 
     @property
@@ -82,11 +86,11 @@ def table_1() -> list[RunConfig]:
     table, made = facts(), []
     for protocol in table["protocols"]:
         for row, model in table["models"].items():
-            for selector in ("none", "reference", *(("lite",) if "lite" in model else ())):
+            for selector in ("none", "flexselect", *(("lite",) if "lite" in model else ())):
                 numbers = next(
                     n for n in table["published"]["table1"] if (n["model"], n["selector"]) == (row, selector)
                 )
-                path = f"{protocol}/{_name(row)}_{selector}.yaml"
+                path = f"{protocol}/{_name(row)}_{_IN_FILE_NAMES.get(selector, selector)}.yaml"
                 made.append(_run(path, row, protocol, {"selector": selector}, published=_metrics(numbers)))
     return made
 
@@ -98,7 +102,7 @@ def ablations() -> list[RunConfig]:
         for point, changed in ablation["points"].items():
             own = {**ablation.get("with", {}), **changed}
             train, label = own.pop("train", ()), own.pop("published", None)
-            own["selector"] = "lite" if "selector_path" in own else "reference"
+            own["selector"] = "lite" if "selector_path" in own else "flexselect"
             made.append(
                 _run(
                     f"ablations/{name}/{point}.yaml",
@@ -142,7 +146,7 @@ def _arguments(
     made: dict[str, Any] = {"pretrained": model["pretrained"], "selector": selector}
     if selector == "lite":
         made["selector_path"] = model["lite"]
-    if selector == "reference":
+    if selector == "flexselect":
         made["reference_layer"] = model["reference_layer"]
     if selector != "none":
         made |= {**family["selecting"], **facts()["protocols"][protocol]["selecting"]}

@@ -28,8 +28,8 @@ _WITHOUT_EFFECT = {
     "reference_layer": {"none", "uniform", "random", "lite"},
     "token_budget": {"none"},
     "max_frames_per_set": {"none"},
-    "selector_size": {"none", "uniform", "random", "reference"},
-    "share": {"none", "uniform", "random", "reference"},
+    "selector_size": {"none", "uniform", "random", "flexselect"},
+    "share": {"none", "uniform", "random", "flexselect"},
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.method.selectors.registry import canonical_name
 from lmms_flexselect.tools.scores.samples import Samples
 
 
@@ -96,6 +97,7 @@ def read_expectation(file: Path) -> list[ExpectedRun]:
 def _expected_run(block: dict[str, Any]) -> ExpectedRun:
     tasks = [_expected_task(str(name), values) for name, values in block["tasks"].items()]
     model, checkpoint, selector = (str(block[name]) for name in ("model", "checkpoint", "selector"))
+    selector = canonical_name(selector)
     return ExpectedRun(model, checkpoint, selector, dict(block["options"]), tasks)
 
 

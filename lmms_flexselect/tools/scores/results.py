@@ -10,6 +10,7 @@ from typing import Any
 
 from lmms_flexselect.checkpoints import checkpoint_name
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.method.selectors.registry import canonical_name
 from lmms_flexselect.tools.scores.run_options import listed, mapping, model_args, run_options
 from lmms_flexselect.tools.scores.runs import Run, Score
 from lmms_flexselect.tools.scores.samples import Samples, read_samples
@@ -77,7 +78,7 @@ def read_run(file: Path) -> Run:
         file,
         str(config.get("model")),
         _checkpoint(options, given),
-        str(options.get("selector", "")),
+        canonical_name(str(options.get("selector", ""))),
         run_options(options, config, line),
         {task: _score(file, content, task) for task in content["results"] if task not in groups},
         {name: str(value) for name, value in mapping(own.get("versions")).items()},

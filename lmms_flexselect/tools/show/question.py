@@ -63,7 +63,7 @@ def _views(
     with tempfile.TemporaryDirectory() as folder:
         made = build_model(model, {**arguments, "dump_selection": folder, "strict": True, "batch_size": 1})
         selector = made.options.selector
-        if layers is not None and selector != "reference":
+        if layers is not None and selector != "flexselect":
             raise OptionError(f"--layers {layers}: goes with selector=reference, not {selector}")
         numbers = (
             [made.options.reference_layer]
@@ -73,7 +73,7 @@ def _views(
         views = []
         for layer in numbers:
             name = selector
-            if selector == "reference":
+            if selector == "flexselect":
                 made.rank_at(layer)
                 name += f", layer {layer}"
             answer = _answer(made, video, question, max_new_tokens)

@@ -19,7 +19,7 @@ def loaded_model(hf_home):
     """``loaded_model(family, selector)``: a needle model, loaded once."""
     loaded = {}
 
-    def get(family, selector="reference"):
+    def get(family, selector="flexselect"):
         if (family, selector) not in loaded:
             loaded[family, selector] = load(f"{family}_flexselect", f"pretrained=needle,selector={selector}")
         return loaded[family, selector]

@@ -51,7 +51,7 @@ def test_the_projection_by_its_definition(basis):
     assert explained == pytest.approx(spread[-2:].sum() / spread.sum())
 
 
-@pytest.mark.parametrize("selector", ["reference", "lite"])
+@pytest.mark.parametrize("selector", ["flexselect", "lite"])
 def test_the_command(tmp_path, hf_home, capsys, selector):
     words = ["pca", "--model", "qwen2_5_vl_flexselect", "--model_args", f"pretrained=needle,selector={selector}"]
     out = tmp_path / "new" / "pca.png"
@@ -64,7 +64,7 @@ def test_the_command(tmp_path, hf_home, capsys, selector):
         assert (stored["groups"] == "other").sum() == 63
         assert (stored["explained"] <= 1).all()
     assert cli.main([*words, "--layers", "9"]) == 1
-    layers = 5 if selector == "reference" else 1
+    layers = 5 if selector == "flexselect" else 1
     assert f"layers=9: this model has layers 0 to {layers}" in capsys.readouterr().err
 
 

@@ -56,7 +56,7 @@ def attentions_of(decoder, prompt, family):
     return [of_layer[0] for of_layer in output.attentions]
 
 
-@pytest.mark.parametrize("selector", ["reference", "lite"])
+@pytest.mark.parametrize("selector", ["flexselect", "lite"])
 def test_every_layer_against_a_whole_pass(loaded_model, family, selector):
     model = loaded_model(family, selector)
     for sample, prompt in prompts_of(model, 3):

@@ -46,7 +46,7 @@ SMALL = Planned(
     checkpoint=HERE,
     parameters=8_000_000_000,
     memory=Memory(15 * GIB, 0, GIB, GIB, 2 * GIB, GIB, GIB // 2),
-    summary="selector=reference at layer 19",
+    summary="selector=flexselect at layer 19",
 )
 LARGE = dataclasses.replace(
     SMALL, parameters=73_000_000_000, memory=Memory(136 * GIB, 0, 2 * GIB, GIB, 6 * GIB, GIB, 2 * GIB), spread=True

@@ -195,7 +195,7 @@ def test_the_papers_protocol_is_the_reference_codes(run):
     expected = PROTOCOL[run.row.rsplit("-", 1)[0]]
     assert run.arguments.items() >= {**expected, "max_frames_per_set": 64, "reduction": "max"}.items()
     layers = {"LLaVA-Video-7B": 19, "Qwen2.5-VL-7B": 20, "InternVL2.5-8B": 15}
-    if run.selector == "reference":
+    if run.selector == "flexselect":
         assert run.arguments["reference_layer"] == layers.get(run.row, 60)
     subtitles = "flexselect_paper_longvideobench_sub" in run.tasks
     assert subtitles == (run.row == "InternVL2.5-8B")

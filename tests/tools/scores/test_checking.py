@@ -40,10 +40,10 @@ def outcome(report):
 
 def test_the_file_is_readable_and_stable(tmp_path):
     for number, name in enumerate("ba"):
-        write_run(tmp_path / name, {task: answers({1, 5}) for task in SCORED}, selector=("none", "reference")[number])
+        write_run(tmp_path / name, {task: answers({1, 5}) for task in SCORED}, selector=("none", "flexselect")[number])
     runs = record([tmp_path / "a", tmp_path / "b"], tmp_path / "one.yaml", 1.0, {"lvbench": 3.0})
     record([tmp_path], tmp_path / "new" / "other.yaml", 1.0, {"lvbench": 3.0})
-    assert [run.selector for run in runs] == ["none", "reference"]
+    assert [run.selector for run in runs] == ["none", "flexselect"]
     text = (tmp_path / "one.yaml").read_text()
     assert text == (tmp_path / "new" / "other.yaml").read_text()
     assert text.startswith("# Written by `lmms-flexselect scores record`")
@@ -52,7 +52,7 @@ def test_the_file_is_readable_and_stable(tmp_path):
     content = yaml.safe_load(text)
     assert content["versions"] == {"lmms_eval": "0.7.3", "torch": "2.9.0"}
     (none, reference) = content["runs"]
-    assert (none["model"], none["checkpoint"], none["selector"]) == tuple(NAME.replace("reference", "none").split())
+    assert (none["model"], none["checkpoint"], none["selector"]) == tuple(NAME.replace("flexselect", "none").split())
     assert reference["options"]["token_budget"] == 6720
     assert list(reference["tasks"]) == sorted(SCORED)
     assert reference["tasks"]["lvbench"] == {

@@ -43,7 +43,7 @@ def test_a_run_of_the_stock_tasks(tmp_path):
         file,
         "llava_vid_flexselect",
         "LLaVA-Video-7B-Qwen2",
-        "reference",
+        "flexselect",
     )
     assert run.options["max_frames_num"] == 512
     assert run.options["token_budget"] == 6720

@@ -31,20 +31,20 @@ def run(checkpoint, selector, **options):
 @pytest.mark.parametrize(
     ("checkpoint", "selector", "task", "number"),
     [
-        ("LLaVA-Video-7B-Qwen2", "reference", "videomme", 68.9),
-        ("LLaVA-Video-7B-Qwen2", "reference", "videomme, long", 59.8),
+        ("LLaVA-Video-7B-Qwen2", "flexselect", "videomme", 68.9),
+        ("LLaVA-Video-7B-Qwen2", "flexselect", "videomme, long", 59.8),
         ("LLaVA-Video-7B-Qwen2", "none", "flexselect_paper_mlvu", 68.6),
-        ("llava-video-72b-qwen2", "reference", "lvbench", 55.5),
+        ("llava-video-72b-qwen2", "flexselect", "lvbench", 55.5),
         ("Qwen2.5-VL-7B-Instruct", "lite", "flexselect_paper_videomme, long", 58.6),
         ("Qwen2.5-VL-72B-Instruct", "none", "longvideobench_val_v", 66.2),
         ("InternVL2_5-8B", "lite", "flexselect_paper_longvideobench_sub", 61.2),
-        ("InternVL2_5-8B-MPO", "reference", "videomme", None),
-        ("LLaVA-Video-7B-Qwen2-Video-Only", "reference", "videomme", None),
+        ("InternVL2_5-8B-MPO", "flexselect", "videomme", None),
+        ("LLaVA-Video-7B-Qwen2-Video-Only", "flexselect", "videomme", None),
         ("LLaVA-Video-72B-Qwen2", "lite", "videomme", None),
         ("LLaVA-Video-7B-Qwen2", "uniform", "videomme", None),
         ("LLaVA-Video-7B-Qwen2", "", "videomme", None),
-        ("LLaVA-Video-7B-Qwen2", "reference", "lvbench, long", None),
-        ("LLaVA-Video-7B-Qwen2", "reference", "flexselect_needle_16", None),
+        ("LLaVA-Video-7B-Qwen2", "flexselect", "lvbench, long", None),
+        ("LLaVA-Video-7B-Qwen2", "flexselect", "flexselect_needle_16", None),
     ],
 )
 def test_published_numbers(checkpoint, selector, task, number):
@@ -77,25 +77,25 @@ def test_departures_from_the_papers_options():
     def said(selector, task=task, **changed):
         return departures(run("LLaVA-Video-7B-Qwen2", selector, **{**PAPERS, **changed}), task)
 
-    assert said("reference") == []
-    assert said("reference", max_frames_num=64) == ["max_frames_num=64, the paper's 512"]
-    assert said("reference", reference_layer=18, token_budget=3360) == [
+    assert said("flexselect") == []
+    assert said("flexselect", max_frames_num=64) == ["max_frames_num=64, the paper's 512"]
+    assert said("flexselect", reference_layer=18, token_budget=3360) == [
         "reference_layer=18, the paper's 19",
         "token_budget=3360, the paper's 6720",
     ]
     assert said("lite", reference_layer=None) == []
-    assert said("reference", task="videomme") == ["lmms-eval's prompts and parsers, not the paper's"]
+    assert said("flexselect", task="videomme") == ["lmms-eval's prompts and parsers, not the paper's"]
     assert said("none", max_frames_num=64) == [
         "max_frames_num=64: how many frames the paper's baseline read is not known"
     ]
-    assert said("reference", attn_implementation="eager", dtype="float32", strict=False) == []
-    assert said("reference", force_sample=True) == ["force_sample=True, the paper's False"]
+    assert said("flexselect", attn_implementation="eager", dtype="float32", strict=False) == []
+    assert said("flexselect", force_sample=True) == ["force_sample=True, the paper's False"]
     assert said("none", mm_spatial_pool_mode="average")[0] == "mm_spatial_pool_mode=average, the paper's bilinear"
 
 
 def test_subtitles_are_internvls():
     said = {
-        (name, task): any("subtitles" in text for text in departures(run(checkpoint, "reference"), task))
+        (name, task): any("subtitles" in text for text in departures(run(checkpoint, "flexselect"), task))
         for name, checkpoint in (("InternVL2.5-8B", "InternVL2_5-8B"), ("LLaVA-Video-7B", "LLaVA-Video-7B-Qwen2"))
         for task in ("flexselect_paper_longvideobench", "flexselect_paper_longvideobench_sub", "flexselect_paper_mlvu")
     }
@@ -161,7 +161,7 @@ def test_against_the_same_model_with_nothing_selected(tmp_path):
     (row,) = compare([tmp_path / "ours"], tmp_path / "none")
     assert (row.baseline, round(row.difference.points, 2), row.verdict) == (50.0, 33.33, "better")
     assert row.difference.p_value < 1e-5
-    assert "other options than the baseline's, its in brackets: selector=reference (none)" in row.notes
+    assert "other options than the baseline's, its in brackets: selector=flexselect (none)" in row.notes
     back = compare([tmp_path / "none"], tmp_path / "ours")
     verdicts = {row.score.task: row.verdict for row in back}
     assert verdicts == {"lvbench": "worse", "videomme": "not in the baseline", "videomme, long": "not in the baseline"}
@@ -228,7 +228,7 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
 
 def test_of_several_baselines_the_one_of_the_same_options_is_taken(tmp_path):
     write_run(tmp_path / "a", {"lvbench": right()})
-    for number, (selector, budget) in enumerate([("none", 6720), ("reference", 6720), ("reference", 3360)]):
+    for number, (selector, budget) in enumerate([("none", 6720), ("flexselect", 6720), ("flexselect", 3360)]):
         wrong = set(range(number + 1))
         write_run(
             tmp_path / "b", {"lvbench": answers(wrong)}, f"2026010{number}", selector=selector, token_budget=budget

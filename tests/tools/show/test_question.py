@@ -53,7 +53,7 @@ def test_layers_and_other_selectors_beside(needle, video):
     ("arguments", "says"),
     [
         ({"layers": "6"}, "--layers 6: this model has layers 0 to 5"),
-        ({"layers": "0", "given": "selector=uniform"}, "--layers 0: goes with selector=reference, not uniform"),
+        ({"layers": "0", "given": "selector=uniform"}, "--layers 0: goes with selector=flexselect, not uniform"),
         ({"model": "llava"}, "model=llava: must be one of .*qwen2_5_vl_flexselect"),
         ({"given": "selecter=lite"}, "unknown model argument selecter: did you mean selector?"),
     ],
