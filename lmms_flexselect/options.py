@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.method.registry import canonical_name, selector_class
 from lmms_flexselect.method.relevance import REDUCTIONS
 from lmms_flexselect.method.selection import REMAINDERS
-from lmms_flexselect.method.selectors.registry import canonical_name, selector_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,9 +31,9 @@ class FlexSelectOptions:
     NO_VALUE
         The words that stand for None, where None is allowed, since ``--model_args`` carries text.
     selector
-        ``flexselect`` (``reference`` is an earlier name of it), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random`` (controls at the same
-        budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing dropped), or another
-        one (see `lmms_flexselect.method.selectors`).
+        ``flexselect`` (``reference`` is an earlier name of it), ``lite`` (FlexSelect-Lite), ``uniform`` and ``random``
+        (controls at the same budget), ``none`` (the paired baseline: same wrapper, same prompt, same frames, nothing
+        dropped), or another one (see `lmms_flexselect.method.selectors`).
     selector_path
         Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
     reference_layer

@@ -82,10 +82,14 @@ def test_allowed_values(name, value):
     assert getattr(having(name)(**{name: value}), name) == value
 
 
-@pytest.mark.parametrize("value", ["flexselect", "flexselect", "lite", "uniform", "random", "none"])
+@pytest.mark.parametrize("value", ["flexselect", "lite", "uniform", "random", "none"])
 def test_selectors(value):
     path = "/weights" if value == "lite" else None
     assert FlexSelectOptions(selector=value, selector_path=path).selector == value
+
+
+def test_the_earlier_name_of_a_selector():
+    assert FlexSelectOptions(selector="reference").selector == "flexselect"
 
 
 @pytest.mark.parametrize("value", ["", "Reference", "all", 1, None, True])

@@ -22,8 +22,8 @@ from lmms_flexselect.families.spec import load
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.method.registry import selector_class
 from lmms_flexselect.method.selectors import Selector
-from lmms_flexselect.method.selectors.registry import selector_class
 from lmms_flexselect.models._answering import Answering, stop
 from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
 from lmms_flexselect.models._frames import Frames

@@ -19,7 +19,7 @@ import yaml
 from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import FamilySpec, family_of_model
-from lmms_flexselect.method.selectors.registry import selector_class
+from lmms_flexselect.method.registry import selector_class
 from lmms_flexselect.needle import TASK_PREFIX
 from lmms_flexselect.tools.plotting import pyplot
 
@@ -181,15 +181,8 @@ def _accuracy_panel(axes: Any, results: list[DemoResult]) -> None:
         accuracy = np.array([r.accuracy for r in own])
         error = np.sqrt(accuracy * (1 - accuracy) / np.array([r.questions for r in own]))
         shown = selector_class(selector)
-        colour = getattr(shown, "colour", None)
-        (line,) = axes.plot(
-            frames,
-            accuracy,
-            marker=getattr(shown, "marker", "."),
-            lw=2.2,
-            label=getattr(shown, "title", selector),
-            color=colour,
-        )
+        look = {"marker": getattr(shown, "marker", "."), "color": getattr(shown, "colour", None)}
+        (line,) = axes.plot(frames, accuracy, lw=2.2, label=getattr(shown, "title", selector), **look)
         axes.fill_between(frames, accuracy - error, accuracy + error, alpha=0.15, lw=0, color=line.get_color())
     axes.set_xscale("log", base=2)
     axes.set_xticks(frames, [str(f) for f in frames])

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.method.selectors.registry import canonical_name
+from lmms_flexselect.method.registry import canonical_name
 from lmms_flexselect.tools.scores.samples import Samples
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_flexselect.checkpoints import checkpoint_name
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.method.selectors.registry import canonical_name
+from lmms_flexselect.method.registry import canonical_name
 from lmms_flexselect.tools.scores.run_options import listed, mapping, model_args, run_options
 from lmms_flexselect.tools.scores.runs import Run, Score
 from lmms_flexselect.tools.scores.samples import Samples, read_samples

@@ -35,7 +35,7 @@ def test_a_curve_a_task_and_a_level_for_the_baseline(results):
     ]
     assert all(p.stderr > 0 for p in curve.points)
     assert (level.level, level.name) == (True, "llava_vid_flexselect LLaVA-Video-7B-Qwen2 none")
-    assert (curve.level, curve.name) == (False, "llava_vid_flexselect LLaVA-Video-7B-Qwen2 reference")
+    assert (curve.level, curve.name) == (False, "llava_vid_flexselect LLaVA-Video-7B-Qwen2 flexselect")
 
 
 def test_frames_by_whatever_name(tmp_path):

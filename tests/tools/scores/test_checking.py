@@ -13,7 +13,7 @@ from lmms_flexselect.tools.scores import check, record
 from lmms_flexselect.tools.scores.expectation import read_expectation
 from tests.support.results_files import SCORED, answers, right, write_run
 
-NAME = "llava_vid_flexselect LLaVA-Video-7B-Qwen2 reference"
+NAME = "llava_vid_flexselect LLaVA-Video-7B-Qwen2 flexselect"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_file_is_readable_and_stable(tmp_path):
     assert max(map(len, text.splitlines())) <= 120
     content = yaml.safe_load(text)
     assert content["versions"] == {"lmms_eval": "0.7.3", "torch": "2.9.0"}
-    (none, reference) = content["runs"]
+    (reference, none) = content["runs"]
     assert (none["model"], none["checkpoint"], none["selector"]) == tuple(NAME.replace("flexselect", "none").split())
     assert reference["options"]["token_budget"] == 6720
     assert list(reference["tasks"]) == sorted(SCORED)

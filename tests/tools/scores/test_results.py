@@ -210,7 +210,7 @@ def test_runs_of_other_options_or_tasks_are_other_runs(tmp_path):
     write_run(tmp_path, {"lvbench": right()}, date="20260102_000000", token_budget=3360)
     write_run(tmp_path, {"videomme": right()}, date="20260103_000000")
     names = distinct_names(read_runs([tmp_path]))
-    common = "llava_vid_flexselect LLaVA-Video-7B-Qwen2 reference"
+    common = "llava_vid_flexselect LLaVA-Video-7B-Qwen2 flexselect"
     assert names == [f"{common} token_budget={budget}" for budget in (6720, 3360, 6720)]
 
 

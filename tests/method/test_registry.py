@@ -9,8 +9,8 @@ from lmms_flexselect import Qwen2_5_VL
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.lite.selector import Lite
 from lmms_flexselect.method.flexselect import FlexSelect
+from lmms_flexselect.method.registry import selector_class, selector_names
 from lmms_flexselect.method.selectors import Everything, Random, ReferenceLayer, Uniform
-from lmms_flexselect.method.selectors.registry import selector_class, selector_names
 from tests.support.random_models import qwen2_5_vl, video_inputs
 
 BUILT_IN = {"flexselect": ReferenceLayer, "lite": Lite, "none": Everything, "random": Random, "uniform": Uniform}
