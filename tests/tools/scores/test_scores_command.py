@@ -43,7 +43,7 @@ def test_check_fails_with_its_reasons(recorded, capsys):
     assert main(["scores", "check", str(recorded / "now"), "--expect", str(recorded / "expect.yaml")]) == 1
     out = capsys.readouterr().out
     assert out.startswith("2 of 3 scores failed\n")
-    assert "reference lvbench: 8.33 points lower, more than 3" in out
+    assert "flexselect lvbench: 8.33 points lower, more than 3" in out
     assert "none lvbench: no such run" in out
 
 
@@ -111,7 +111,7 @@ def test_junit(recorded, capsys):
     words = ["scores", "check", str(recorded / "now"), "--expect", str(recorded / "expect.yaml")]
     assert main([*words, "--format", "junit", "--output", str(output)]) == 1
     assert "2 of 3 scores failed" in capsys.readouterr().out  # the text too, for the log
-    none, reference = junit(output.read_text())
+    reference, none = junit(output.read_text())
     assert none.get("name") == "llava_vid_flexselect LLaVA-Video-7B-Qwen2 none"
     assert "no such run" in none.find("testcase/error").get("message")
     lvbench, videomme = reference.findall("testcase")
