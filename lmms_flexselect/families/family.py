@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.selectors import Lite, ReferenceLayer
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.store import VideoStore, weights_key
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ class Family:
         return [found[number] if number in found else found[first[key]] for number, key in enumerate(keys)]
 
     def _features_name(self, key: Hashable) -> tuple[Hashable, ...]:
-        return (key, "visual tokens", id(self.model), None if self.selector is None else id(self.selector))
+        of_selector = None if self.selector is None else weights_key(self.selector)
+        return (key, "visual tokens", repr(self.tower), weights_key(self.model), of_selector)
 
 
 def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:

@@ -16,7 +16,7 @@ from lmms_flexselect.prefix import Prefix, attention_of, depends_on_length, read
 from lmms_flexselect.prompt import VideoPrompt
 from lmms_flexselect.relevance import queries_and_keys, relevance_of_sets, visual_relevance
 from lmms_flexselect.selection import best_of_sets
-from lmms_flexselect.store import VideoStore
+from lmms_flexselect.store import VideoStore, weights_key
 
 
 @dataclass
@@ -183,7 +183,7 @@ class ReferenceLayer:
         if key is None or self.store is None:
             return read_prefix(self.decoder, self.layer, embeds[sent(columns, embeds.device)], positions)
         # Whatever goes in: which tokens, at which positions; the visual ones are what the video's key stands for.
-        own = (*columns.shape, self.layer, id(self.decoder))
+        own = (*columns.shape, self.layer, weights_key(self.decoder))
         digest = hashlib.blake2b(repr(own).encode(), digest_size=16)
         in_video = torch.where(prompt.visual, prompt.visual.cumsum(0), 0)[columns]
         for part in (prompt.input_ids[columns], prompt.video[columns], in_video, positions):
