@@ -90,6 +90,11 @@ class Family:
         """The text model."""
         return self.model.model.language_model
 
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads."""
+        raise NotImplementedError
+
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""
         return ReferenceLayer(self.decoder, layer, reduction, self.store)

@@ -115,6 +115,26 @@ def test_answers_that_changed(tmp_path, expect, wrong, expected, says):
     assert says in reason
 
 
+@pytest.mark.parametrize(
+    ("fewer_right", "expected"),
+    [(11, "regression"), (10, "same"), (9, "same"), (-10, "same"), (-11, "improved")],
+)
+def test_the_tolerance_is_five_points_and_no_more(tmp_path, fewer_right, expected):
+    """Of 200 questions each is half a point."""
+    for folder, wrong in (("recorded", 100), ("now", 100 + fewer_right)):
+        write_run(tmp_path / folder, {"lvbench": answers(set(range(wrong)), 200)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", tolerance=5.0)
+    assert outcome(check([tmp_path / "now"], tmp_path / "expect.yaml"))[0] == expected
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(6.5, "too few samples"), (6.52, "same")])
+def test_the_standard_error_may_be_as_large_as_the_tolerance(tmp_path, tolerance, expected):
+    """Half of sixty answers right: 6.51 points."""
+    write_run(tmp_path / "recorded", {"lvbench": answers(set(range(30)), 60)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", tolerance, with_samples=False)
+    assert outcome(check([tmp_path / "recorded"], tmp_path / "expect.yaml"))[0] == expected
+
+
 def test_right_answers_to_other_prompts(tmp_path):
     """Dropped positions, or another sampling, need not cost an answer."""
     means = {"visual_tokens": 600.0, "visual_tokens_kept": 64.0, "input_tokens": 90.0, "position_span": 631.25}

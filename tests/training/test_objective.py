@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.training.losses import LOSSES, spearman_loss
@@ -95,6 +96,23 @@ def test_measures_are_means_over_the_examples(llava):
     for name in ("loss", "rank_correlation", "top_k_overlap"):
         torch.testing.assert_close(together[name], torch.stack([one[name] for one in alone]).mean())
     assert int(together["examples"]) == 3
+
+
+def test_measures_are_those_of_the_scores(llava):
+    """The overlap is of the best sixteenth, and both measures are computed anew here."""
+    module = supervision(llava).eval()
+    (example,) = (llava.examples(1)[i] for i in range(1))
+    measured = module([example])
+    prompt = module.teacher.prompt(example)
+    ours, theirs = (scores.tolist() for scores in (module.scores(prompt), module.teacher.scores(prompt)))
+    count = round(len(ours) / 16)
+    assert count > 1
+    best = [sorted(range(len(scores)), key=lambda i, s=scores: (-s[i], i))[:count] for scores in (ours, theirs)]
+    assert float(measured["top_k_overlap"]) == pytest.approx(len(set(best[0]) & set(best[1])) / count)
+    assert float(measured["rank_correlation"]) == pytest.approx(stats.spearmanr(ours, theirs).statistic)
+    itself = RankSupervision(module.student, module.teacher, lambda got, wanted: got.sum())
+    same = itself([Example(example.name, example.inputs, module.scores(prompt).detach())])
+    assert (float(same["top_k_overlap"]), float(same["rank_correlation"])) == (1, pytest.approx(1))
 
 
 def test_a_loss_that_is_no_number_names_its_example(llava):
