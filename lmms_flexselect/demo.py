@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lmms_flexselect.cli import installed_path
-from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.errors import FlexSelectError, check_matplotlib
 
 TASK_PREFIX = "flexselect_needle_"
 # Name, and how many frames it reads of a temporal unit, which is one second and two frames of video.
@@ -155,6 +155,7 @@ def command(words: list[str]) -> int:
 
 def main(output: Path) -> int:
     """Run, print the table, write ``table.txt`` and the two pictures; returns the exit status."""
+    check_matplotlib()
     from lmms_flexselect.pictures import accuracy_over_length
     from lmms_flexselect.show.sheet import dumped_sheet
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 
 
 class FlexSelectError(ValueError):
@@ -19,6 +20,14 @@ class VideoError(FlexSelectError):
 
 # decord's messages begin with the time of day and a line of its source.
 _DECORD_PREFIX = re.compile(r"^\[\d+:\d+:\d+\] \S+:\d+: ")
+
+
+def check_matplotlib() -> None:
+    """Raise `FlexSelectError` where pictures cannot be drawn; called before anything is measured for one."""
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
+        raise FlexSelectError(f"pictures need matplotlib: pip install 'lmms-flexselect[demo]' ({error})") from None
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmms_flexselect.analysis.asked import check_early, parser, samples_of
 from lmms_flexselect.analysis.model import load
-from lmms_flexselect.errors import OptionError
+from lmms_flexselect.errors import OptionError, check_matplotlib
 from lmms_flexselect.families.family import reading_inputs
 from lmms_flexselect.options import layer_numbers
 from lmms_flexselect.prompt import VideoPrompt
@@ -70,16 +70,13 @@ def main(words: list[str]) -> int:
     own.add_argument("--sample", type=int, default=0, help="which sample, counted from 0")
     own.add_argument("--output", type=Path, default=Path("pca.png"), help="picture; its numbers go into FILE.npz")
     asked = own.parse_args(words)
+    check_matplotlib()
     check_early(asked, ".png")
     return picture(asked)
 
 
 def picture(asked: argparse.Namespace) -> int:
     """Load, read, project, draw."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise OptionError("scikit-learn is not installed; pip install 'lmms-flexselect[analysis]'") from None
     from lmms_flexselect.analysis.plots import tokens_in_layers
 
     model = load(asked.model, asked.model_args)

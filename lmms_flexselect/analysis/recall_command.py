@@ -14,6 +14,7 @@ from lmms_flexselect.analysis.measured import read_result
 from lmms_flexselect.analysis.model import LookedAt, load
 from lmms_flexselect.analysis.recall import recall_of_layers
 from lmms_flexselect.analysis.report import report, table, write
+from lmms_flexselect.errors import check_matplotlib
 from lmms_flexselect.options import layer_numbers, whole_number
 
 
@@ -38,6 +39,7 @@ def main(words: list[str]) -> int:
     own.add_argument("--output", type=Path, default=Path("recall.json"), help="also FILE.png, FILE.samples.jsonl")
     own.add_argument("--draw", nargs="+", metavar="FILE", help="measure nothing: results into one picture, OUTPUT.png")
     asked = own.parse_args(words)
+    check_matplotlib()
     if asked.draw:
         return draw(asked.draw, asked.output.with_suffix(".png"))
     if asked.samples is not None:

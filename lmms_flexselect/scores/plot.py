@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.errors import FlexSelectError, OptionError, check_matplotlib
 from lmms_flexselect.presets import FRAMES_OPTION
 from lmms_flexselect.scores.ablations import Curve, curves
 from lmms_flexselect.scores.paper import ablation
@@ -42,6 +42,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("ablation.png"), help="the PNG; its folder is made")
     given = parser.parse_args(words)
+    check_matplotlib()
     over = "frames" if given.over in FRAMES_OPTION.values() else given.over
     found = curves(given.results, over, _places(given.at))
     print(table(found, over), end="")
@@ -88,17 +89,9 @@ def _known(error: float) -> float | None:
 
 
 def draw(found: list[Curve], over: str, path: Path) -> None:
-    """Write the panels as PNG; error bars are standard errors.
+    """Write the panels as PNG; error bars are standard errors."""
+    import matplotlib as mpl
 
-    Raises
-    ------
-    FlexSelectError
-        If matplotlib is missing.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise FlexSelectError(f"pictures need matplotlib: pip install 'lmms-flexselect[demo]' ({error})") from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

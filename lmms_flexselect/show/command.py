@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_flexselect.errors import FlexSelectError, OptionError, first_line
+from lmms_flexselect.errors import FlexSelectError, OptionError, check_matplotlib, first_line
 
 if TYPE_CHECKING:
     from lmms_flexselect.show.views import Shown
@@ -21,6 +21,7 @@ _MOST = 12
 def main(words: list[str]) -> int:
     """``lmms-flexselect show VIDEO QUESTION`` or ``show --dump FOLDER``; returns the exit status."""
     given = _parser().parse_args(words)
+    check_matplotlib()
     name, made = (_finished if given.dump else _asked)(given)
     for each in made:
         for view in each.views:
@@ -114,14 +115,11 @@ def write(made: list[Shown], folder: Path, title: str) -> None:
     Raises
     ------
     FlexSelectError
-        If a video cannot be read, the folder cannot be written, or matplotlib is missing.
+        If a video cannot be read, or the folder cannot be written.
     """
-    try:
-        from lmms_flexselect.show.sheet import contact_sheet
-    except ImportError as error:
-        raise FlexSelectError(f"pictures need matplotlib: pip install 'lmms-flexselect[demo]' ({error})") from None
     from lmms_flexselect.show.frames import thumbnails
     from lmms_flexselect.show.page import page
+    from lmms_flexselect.show.sheet import contact_sheet
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -154,6 +154,35 @@ def test_selectors_of_one_family_keep_apart_what_they_read(name):
     assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in combinations(scores[:4], 2))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_one_store_keep_apart_what_they_see(name):
+    own, question = family(name), QUESTIONS[0]
+    own.store = VideoStore(cpu_gib=1)
+    first = asked(name, own, own.reference_layer(2), question)
+    other, plain = copy.copy(own), family(name)
+    other.model = plain.model = copy.deepcopy(own.model)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.flatten()[1] += 0.5
+    got = asked(name, other, other.reference_layer(2), question)
+    assert_same(got, asked(name, plain, plain.reference_layer(2), question))
+    assert not torch.allclose(got[0].scores, first[0].scores, rtol=1e-3)
+
+
+def test_another_pooling_makes_other_visual_tokens(monkeypatch):
+    own = family("llava_vid")
+    own.store = VideoStore(cpu_gib=1)
+    sizes = []
+    for mode in ("bilinear", "average", "bilinear"):
+        monkeypatch.setattr(own.model.config, "mm_spatial_pool_mode", mode)
+        (prompt,) = own.prompts(inputs_of("llava_vid", QUESTIONS[0], [own.has_video(("video", 0))]))
+        plain = family("llava_vid").prompts(inputs_of("llava_vid", QUESTIONS[0]))[0]
+        assert torch.equal(prompt.inputs_embeds, plain.inputs_embeds)
+        sizes.append(len(prompt))
+    assert sizes[0] == sizes[2]
+    assert len(own.store) == 2
+
+
 @pytest.mark.parametrize("budget", [10_000, 60])
 def test_a_budget_no_smaller_than_the_video(case, budget):
     name, kind, _ = case
