@@ -75,10 +75,16 @@ def internvl(golden, frames, selector):
 @pytest.mark.parametrize(
     ("folder", "name", "config", "prompt_of"),
     [
-        pytest.param("qwen2_5_vl", "golden_lite", "selector", qwen2_5_vl, marks=needs("qwen2_5_vl")),
-        pytest.param("qwen2_5_vl", "golden_lite_mrope", "selector_mrope_config", qwen2_5_vl, marks=needs("qwen2_5_vl")),
-        pytest.param("llava_video", "golden_lite", "selector", llava_video, marks=needs("llava_video")),
-        pytest.param("internvl2_5", "golden_lite", "selector", internvl, marks=needs("internvl2_5")),
+        pytest.param("qwen2_5_vl", "golden_lite", "selector", qwen2_5_vl, marks=needs("qwen2_5_vl/golden_lite.npz")),
+        pytest.param(
+            "qwen2_5_vl",
+            "golden_lite_mrope",
+            "selector_mrope_config",
+            qwen2_5_vl,
+            marks=needs("qwen2_5_vl/golden_lite_mrope.npz"),
+        ),
+        pytest.param("llava_video", "golden_lite", "selector", llava_video, marks=needs("llava_video/golden_lite.npz")),
+        pytest.param("internvl2_5", "golden_lite", "selector", internvl, marks=needs("internvl2_5/golden_lite.npz")),
     ],
     ids=["qwen2_5_vl", "qwen2_5_vl_mrope", "llava_video", "internvl2_5"],
 )
