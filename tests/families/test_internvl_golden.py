@@ -39,7 +39,8 @@ def pixels(family, reference):
     return normalised(torch.from_numpy(reference["frames_uint8"]), size, **IMAGENET)
 
 
-def prompt_of(family, tokenizer, question, pixels, input_ids):
+def prompt_of(family, question, pixels, input_ids):
+    family, tokenizer = family
     text = chatml([("user", f"{VIDEO_MARK}\n{question}"), ("assistant", None)], SYSTEM_MESSAGE)
     tokens = spell_out(text, [], [len(pixels)], tokenizer, family.model.config.image_seq_length, "bare")
     np.testing.assert_array_equal(tokens.ids[None], input_ids)
@@ -50,7 +51,7 @@ def prompt_of(family, tokenizer, question, pixels, input_ids):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_the_references_selection_and_answer(family, reference, pixels, reduction):
-    prompt = prompt_of(*family, str(reference["question"]), pixels, reference["input_ids"])
+    prompt = prompt_of(family, str(reference["question"]), pixels, reference["input_ids"])
     assert int(prompt.visual.sum()) == reference["visual_tokens"]
     assert int(prompt.visual.nonzero()[0]) == reference["teacher_visual_start"]
     selector = family[0].reference_layer(int(reference["reference_layer"]), reduction)
@@ -63,6 +64,6 @@ def test_the_references_selection_and_answer(family, reference, pixels, reductio
 def test_edge_cases(family, reference, pixels, case):
     golden = vectors(FAMILY, "golden_short")
     frames = pixels[: int(golden[f"{case}_num_frames"])]
-    prompt = prompt_of(*family, str(reference["question"]), frames, golden[f"{case}_input_ids"])
+    prompt = prompt_of(family, str(reference["question"]), frames, golden[f"{case}_input_ids"])
     selector = family[0].reference_layer(int(reference["reference_layer"]))
     check_selection(family[0], prompt, selector, golden, f"{case}_", reference)

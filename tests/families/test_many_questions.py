@@ -15,11 +15,12 @@ from lmms_flexselect.store import VideoStore
 from tests.support.questions import ANSWER, FAMILIES, Question, family, inputs_of, lite_selector, selector
 
 SELECTORS = ("reference", "lite")
-# Several questions a video, one of two videos, in both orders, one behind a longer text and one behind another text of
-# the same length.
+# Several questions a video, some of two videos, in both orders and with another second one, one behind a longer text
+# and one behind another text of the same length.
 QUESTIONS = [
     *[Question((video,), number) for video in (0, 1, 2) for number in (0, 1, 2)],
-    *[Question((0, 1), 3), Question((1, 0), 3), Question((0, 1), 4), Question((0,), 1, before=7)],
+    *[Question((0, 1), 3), Question((1, 0), 3), Question((0, 2), 3), Question((0, 1), 4)],
+    Question((0,), 1, before=7),
     Question((0,), 1, opening=1),
 ]
 

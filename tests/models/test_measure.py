@@ -25,7 +25,8 @@ def test_the_clock_notes_its_first_call_and_stops_nothing(monkeypatch):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_first_token_is_one_pass_of_the_decoder(name, monkeypatch):
     """Of several tokens: the clock reads the passes that were made, instead of seconds."""
-    own, passes, clock = family(name), [], FirstTokenClock()
+    own, clock = family(name), FirstTokenClock()
+    passes: list[int] = []
     monkeypatch.setattr(_measure, "now", lambda: len(passes))
     hook = own.decoder.register_forward_hook(lambda *_: passes.append(1))
     prompts = own.prompts(inputs_of(name, Question((0,), 0)))

@@ -107,7 +107,9 @@ def test_groups_are_not_scores(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "offset", "n"), [(0.01, 0, 12), (12, 0, 12), (12, 1195, 5)], ids=["share", "number", "offset"]
+    ("limit", "offset", "n"),
+    [(0.01, 0, 12), (0.0101, 0, 13), (12, 0, 12), (12, 1195, 5)],
+    ids=["share", "rounded up", "number", "offset"],
 )
 def test_how_many_were_asked(tmp_path, limit, offset, n):
     """lmms-eval's own count knows of no share and of no offset."""

@@ -104,13 +104,18 @@ def check_selection(
 def check_answer(family: Any, prompt: VideoPrompt, golden: Vectors, prefix: str) -> None:
     """Hold the logits of each step and the greedy answer to the vectors."""
     logits: list[Tensor] = []
+
+    def note(_: Tensor, scores: Tensor) -> Tensor:
+        logits.append(scores[0].clone())
+        return scores
+
     answer = golden[f"{prefix}greedy_ids"].tolist()
     (new,) = family.generate(
         [prompt],
         max_new_tokens=len(answer),
         do_sample=False,
         pad_token_id=0,
-        logits_processor=LogitsProcessorList([lambda _, scores: logits.append(scores[0].clone()) or scores]),
+        logits_processor=LogitsProcessorList([note]),
     )
     close(logits[0], golden[f"{prefix}first_token_logits"], 1e-4)
     if (every := golden.get(f"{prefix}all_step_logits")) is not None:
