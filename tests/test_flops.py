@@ -177,3 +177,24 @@ def test_the_floor_is_the_slower_of_the_two():
     peaks = Peaks(flops=100, bandwidth=10)
     assert Cost(flops=500, weights=20).seconds(peaks) == 5
     assert Cost(flops=500, weights=20, moved=60).seconds(peaks) == 8
+
+
+def test_labels_are_read_with_their_frames():
+    """As many more text tokens a frame in each set's prompt, and all of them in the answer's."""
+    config, units, label = llava_video().config, 8, 3
+    decoder = Decoder.of(config)
+    tokens = flops.tokens_of_unit("llava_vid", config)
+    costs = work("llava_vid", config, Sample(units, 4, 6, BEFORE, BEHIND, label), layer=1)
+    a_set = flops.scoring(decoder, 1, BEFORE + 4 * (tokens + label), BEHIND, 2)
+    assert costs["scoring"] == a_set.times(2) + Cost(moved=4 * units * tokens)
+    prompt = BEFORE + 6 + units * label + BEHIND
+    assert costs["prefill"] == decoder_layers(decoder, decoder.layers, prompt, 2)
+
+
+def test_bytes_at_the_layer_that_scores():
+    """Hidden states in, keys written and read; weights of the queries' and keys' projections."""
+    decoder = Decoder.of(llava_video().config)
+    keys, queries = decoder.key_heads * decoder.head_size, decoder.heads * decoder.head_size
+    cost = flops.scoring(decoder, 0, 10, 4, ITEM)
+    assert cost.moved == 14 * (decoder.hidden + 2 * keys) * ITEM
+    assert cost.weights == (keys + queries) * decoder.hidden * ITEM
