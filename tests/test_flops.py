@@ -192,9 +192,14 @@ def test_labels_are_read_with_their_frames():
 
 
 def test_bytes_at_the_layer_that_scores():
-    """Hidden states in, keys written and read; weights of the queries' and keys' projections."""
+    """Hidden states in, keys written and read; weights of the queries' and keys' projections; below, values and hidden
+    states out too."""
     decoder = Decoder.of(llava_video().config)
     keys, queries = decoder.key_heads * decoder.head_size, decoder.heads * decoder.head_size
     cost = flops.scoring(decoder, 0, 10, 4, ITEM)
     assert cost.moved == 14 * (decoder.hidden + 2 * keys) * ITEM
     assert cost.weights == (keys + queries) * decoder.hidden * ITEM
+    below = flops.scoring(decoder, 2, 10, 4, ITEM).moved - cost.moved
+    assert below == 2 * 14 * (2 * decoder.hidden + 4 * keys) * ITEM
+    selection = work("llava_vid", llava_video().config, Sample(8, 4, 6, BEFORE, BEHIND), layer=1)["selection"]
+    assert selection == Cost(moved=8 * flops.tokens_of_unit("llava_vid", llava_video().config) * (4 + 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
@@ -49,6 +51,18 @@ def test_scores_are_those_of_evaluation(trained):
     reference = trained.family.reference_layer(module.teacher.layer)
     _, wanted = reference(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
     assert torch.equal(module.teacher.scores(prompt), wanted)
+
+
+def test_teacher_and_student_are_read_with_the_teachers_reduction(llava):
+    module = RankSupervision(llava.student(), replace(llava.teacher, reduction="mean"), spearman_loss).eval()
+    prompt = module.teacher.prompt(llava.examples(1)[0])
+    whole = [torch.arange(int(prompt.visual.sum()))]
+    columns = prompt.visual.nonzero().squeeze(-1)
+    wanted = llava.family.reference_layer(llava.teacher.layer, "mean").scores(prompt, columns, whole)
+    assert torch.equal(module.teacher.scores(prompt), wanted)
+    own = llava.family.lite(module.student, "mean")
+    _, expected = own(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
+    torch.testing.assert_close(module.scores(prompt).detach(), expected, rtol=1e-5, atol=0)
 
 
 def test_gradient_checkpointing_changes_no_gradient(trained):
