@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.lite.selector import Lite
 from lmms_flexselect.method.prompt import VideoPrompt, generation_inputs, passing_extras
 from lmms_flexselect.method.selectors import ReferenceLayer
-from lmms_flexselect.runtime.store import VideoStore
+from lmms_flexselect.runtime.store import VideoStore, weights_key
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Family:
     def decoder(self) -> nn.Module:
         """The text model."""
         return self.model.model.language_model
+
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads."""
+        raise NotImplementedError
 
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""
@@ -190,7 +196,8 @@ class Family:
         return [found[number] if number in found else found[first[key]] for number, key in enumerate(keys)]
 
     def _features_name(self, key: Hashable) -> tuple[Hashable, ...]:
-        return (key, "visual tokens", id(self.model), None if self.selector is None else id(self.selector))
+        of_selector = None if self.selector is None else weights_key(self.selector)
+        return (key, "visual tokens", repr(self.tower), weights_key(self.model), of_selector)
 
 
 def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:

@@ -195,7 +195,7 @@ def packed(grids: Sequence[Sequence[int]], most: int) -> list[list[tuple[int, in
     room = most
     for time, height, width in grids:
         while time:
-            units = min(time, room // (height * width))
+            units = min(time, max(0, room) // (height * width))
             if not units and chunks[-1]:
                 chunks.append([])
                 room = most

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from loguru import logger
-from torch import Tensor
+from torch import Tensor, nn
 
 _GIB = 2**30
+_SAMPLES = 1024  # values of a parameter that its module's key is made of
+_weights_keys: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -147,6 +152,29 @@ class VideoStore:
             f"{limits}: too little for what one video's questions have in common ({(held + size) / _GIB:.2g} GiB, "
             "perhaps more); what finds no place is computed anew for every question"
         )
+
+
+def weights_key(module: nn.Module) -> str:
+    """What stands for a module in a key: no other module has it, nor the same one after its weights were changed.
+
+    An `id` would not do: Python gives that of a forgotten module to the next. The key is made of each parameter's name,
+    shape, dtype and number of in-place changes, and of about a thousand of its values; weights that are loaded from
+    disk for every call count without their values. It is computed once, and again where a parameter was changed.
+    """
+    parameters = dict(module.named_parameters())
+    changes = [0 if weight.is_inference() else weight._version for weight in parameters.values()]
+    state = tuple((weight.data_ptr(), count) for weight, count in zip(parameters.values(), changes, strict=True))
+    known, key = _weights_keys.get(module, ((), ""))
+    if key and known == state:
+        return key
+    digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=16)
+    for (name, weight), count in zip(parameters.items(), changes, strict=True):
+        digest.update(repr((name, tuple(weight.shape), weight.dtype, count)).encode())
+        if not weight.is_meta:
+            values = weight.detach().flatten()[:: max(1, weight.numel() // _SAMPLES)]
+            digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    _weights_keys[module] = state, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -232,3 +232,29 @@ def test_the_floor_is_the_slower_of_the_two():
     peaks = Peaks(flops=100, bandwidth=10)
     assert Cost(flops=500, weights=20).seconds(peaks) == 5
     assert Cost(flops=500, weights=20, moved=60).seconds(peaks) == 8
+
+
+def test_labels_are_read_with_their_frames():
+    """As many more text tokens a frame in each set's prompt, and all of them in the answer's."""
+    model, units, label = shape("llava_vid", llava_video().config), 8, 3
+    decoder, tokens = model.decoder, model.tokens
+    costs = work(model, Request(units, 4, 6, BEFORE, BEHIND, label), layer=1)
+    a_set = scoring(decoder, 1, BEFORE + 4 * (tokens + label), BEHIND, 2)
+    assert costs["scoring"] == a_set.times(2) + Cost(moved=4 * units * tokens)
+    prompt = BEFORE + 6 + units * label + BEHIND
+    assert costs["prefill"] == decoder_layers(decoder, decoder.layers, prompt, 2)
+
+
+def test_bytes_at_the_layer_that_scores():
+    """Hidden states in, keys written and read; weights of the queries' and keys' projections; below, values and hidden
+    states out too."""
+    model = shape("llava_vid", llava_video().config)
+    decoder = model.decoder
+    keys, queries = decoder.key_heads * decoder.head_size, decoder.heads * decoder.head_size
+    cost = scoring(decoder, 0, 10, 4, ITEM)
+    assert cost.moved == 14 * (decoder.hidden + 2 * keys) * ITEM
+    assert cost.weights == (keys + queries) * decoder.hidden * ITEM
+    below = scoring(decoder, 2, 10, 4, ITEM).moved - cost.moved
+    assert below == 2 * 14 * (2 * decoder.hidden + 4 * keys) * ITEM
+    selection = work(model, Request(8, 4, 6, BEFORE, BEHIND), layer=1)["selection"]
+    assert selection == Cost(moved=8 * model.tokens * (4 + 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from itertools import combinations
 
 import pytest
 import torch
@@ -10,13 +12,16 @@ import torch
 from lmms_flexselect import FlexSelect, Uniform
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.runtime.store import VideoStore
-from tests.support.questions import ANSWER, FAMILIES, Question, family, inputs_of, selector
+from tests.support.questions import ANSWER, FAMILIES, Question, family, inputs_of, lite_selector, selector
 
 SELECTORS = ("flexselect", "lite")
-# Several questions a video, one of two videos, in both orders, and one behind a longer text.
+# Several questions a video, some of two videos, in both orders and with another second one, one behind a longer text
+# and one behind another text of the same length.
 QUESTIONS = [
     *[Question((video,), number) for video in (0, 1, 2) for number in (0, 1, 2)],
-    *[Question((0, 1), 3), Question((1, 0), 3), Question((0, 1), 4), Question((0,), 1, before=7)],
+    *[Question((0, 1), 3), Question((1, 0), 3), Question((0, 2), 3), Question((0, 1), 4)],
+    Question((0,), 1, before=7),
+    Question((0,), 1, opening=1),
 ]
 
 
@@ -120,11 +125,63 @@ def test_another_text_in_front_is_another_beginning(case):
     name, kind, _ = case
     own, chosen = with_store(name, kind, cpu_gib=1)
     counts = []
-    for question in (QUESTIONS[0], QUESTIONS[1], QUESTIONS[-1]):
+    for question in (QUESTIONS[0], QUESTIONS[1], *QUESTIONS[-2:]):
         asked(name, own, chosen, question)
         counts.append(sum(key[1] == "prefix" for key in own.store._entries))
     assert counts[0] == counts[1] > 0
-    assert counts[2] == 2 * counts[0]
+    assert counts[2:] == [2 * counts[0], 3 * counts[0]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_selectors_of_one_family_keep_apart_what_they_read(name):
+    """One after the other on the same store: without a Lite selector, with one, with another, and with none again."""
+    own, question = family(name), QUESTIONS[0]
+    own.store = VideoStore(cpu_gib=1)
+    others = [lite_selector(name, seed) for seed in (3, 4)]
+    changed = copy.deepcopy(others[1])
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight.flatten()[1] += 0.5  # no further value: most samples of a large tensor do not hold it
+    scores = []
+    for lite in (None, *others, changed, others[0], None):
+        plain = family(name)
+        own.selector = None
+        with_store, without = (f.reference_layer(2) if lite is None else f.lite(lite) for f in (own, plain))
+        got = asked(name, own, with_store, question, leave_out=True)
+        assert_same(got, asked(name, plain, without, question))
+        scores.append(got[0].scores)
+    assert torch.equal(scores[0], scores[-1])
+    assert torch.equal(scores[1], scores[-2])
+    assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in combinations(scores[:4], 2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_one_store_keep_apart_what_they_see(name):
+    own, question = family(name), QUESTIONS[0]
+    own.store = VideoStore(cpu_gib=1)
+    first = asked(name, own, own.reference_layer(2), question)
+    other, plain = copy.copy(own), family(name)
+    other.model = plain.model = copy.deepcopy(own.model)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.flatten()[1] += 0.5
+    got = asked(name, other, other.reference_layer(2), question)
+    assert_same(got, asked(name, plain, plain.reference_layer(2), question))
+    assert not torch.allclose(got[0].scores, first[0].scores, rtol=1e-3)
+
+
+def test_another_pooling_makes_other_visual_tokens(monkeypatch):
+    own = family("llava_vid")
+    own.store = VideoStore(cpu_gib=1)
+    sizes = []
+    for mode in ("bilinear", "average", "bilinear"):
+        monkeypatch.setattr(own.model.config, "mm_spatial_pool_mode", mode)
+        (prompt,) = own.prompts(inputs_of("llava_vid", QUESTIONS[0], [own.has_video(("video", 0))]))
+        plain = family("llava_vid").prompts(inputs_of("llava_vid", QUESTIONS[0]))[0]
+        assert torch.equal(prompt.inputs_embeds, plain.inputs_embeds)
+        sizes.append(len(prompt))
+    assert sizes[0] == sizes[2]
+    assert len(own.store) == 2
 
 
 @pytest.mark.parametrize("budget", [10_000, 60])

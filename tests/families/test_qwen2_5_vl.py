@@ -10,6 +10,7 @@ import torch
 
 from lmms_flexselect import FlexSelect, Qwen2_5_VL
 from lmms_flexselect.errors import OptionError
+from lmms_flexselect.families.mrope_family import packed
 from tests.support import oracle
 from tests.support.random_models import IMAGE, TOKENS_PER_SECOND, VIDEO, Part, qwen2_5_vl, video_inputs
 
@@ -172,3 +173,17 @@ def test_reference_layer_reads_this_models_decoder(model, layer):
     selector = Qwen2_5_VL(model).reference_layer(layer, "mean")
     assert selector.decoder is model.model.language_model
     assert (selector.layer, selector.reduction) == (layer, "mean")
+
+
+@pytest.mark.parametrize(
+    ("most", "chunks"),
+    [
+        (100, [[(5, 2, 4), (2, 6, 2)]]),
+        (40, [[(5, 2, 4)], [(2, 6, 2)]]),
+        (25, [[(3, 2, 4)], [(2, 2, 4)], [(2, 6, 2)]]),
+        (20, [[(2, 2, 4)], [(2, 2, 4)], [(1, 2, 4), (1, 6, 2)], [(1, 6, 2)]]),
+        (1, [*[[(1, 2, 4)]] * 5, *[[(1, 6, 2)]] * 2]),
+    ],
+)
+def test_chunks_for_the_tower_hold_whole_units_and_no_more_than_told(most, chunks):
+    assert packed([(5, 2, 4), (2, 6, 2)], most) == chunks

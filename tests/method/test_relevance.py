@@ -228,3 +228,13 @@ def test_gradients_are_recorded_where_they_are_wanted(on):
         queries, keys, _ = queries_and_keys(decoder("qwen2"), 1, *prompt_for("qwen2"))
     assert queries.requires_grad is on
     assert keys.requires_grad is on
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.05])
+def test_a_layers_own_scale_counts(factor):
+    """Not every model's is one over the root of the head's size."""
+    model = decoder("qwen2")
+    embeds, positions = prompt_for("qwen2")
+    model.layers[1].self_attn.scaling = factor
+    assert queries_and_keys(model, 1, embeds, positions)[2] == factor
+    assert queries_and_keys(model, 0, embeds, positions)[2] != factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.api.task import ConfigurableTask, TaskConfig
 from lmms_eval.tasks import get_task_dict
 
 from lmms_flexselect.models._upstream import command_line, upstream_name, use_upstream_prompts
@@ -47,8 +47,6 @@ def test_videomme_has_blocks_of_its_own(model, ends):
 def build_task(model, **config):
     """The lookup alone, on a task without data."""
     task = ConfigurableTask.__new__(ConfigurableTask)
-    from lmms_eval.api.task import TaskConfig
-
     task._config = TaskConfig(task="t", **config)
     task.model_name = model
     task._prepare_model_specific_config()
@@ -59,6 +57,17 @@ def test_a_block_for_our_own_name_wins():
     blocks = {"llava_vid": {"post_prompt": "theirs"}, "llava_vid_flexselect": {"post_prompt": "ours"}}
     task = build_task("llava_vid_flexselect", lmms_eval_specific_kwargs=blocks)
     assert task.lmms_eval_specific_kwargs == {"post_prompt": "ours"}
+    assert task.model_name == "llava_vid_flexselect"
+
+
+def test_the_task_keeps_our_name_whatever_the_lookup_does():
+    """Results and caches are kept by it."""
+    task = build_task("llava_vid_flexselect", lmms_eval_specific_kwargs={"llava_vid": {"post_prompt": "theirs"}})
+    assert task.lmms_eval_specific_kwargs == {"post_prompt": "theirs"}
+    assert task.model_name == "llava_vid_flexselect"
+    task.config.model_specific_generation_kwargs = 3
+    with pytest.raises(TypeError):
+        task._prepare_model_specific_config()
     assert task.model_name == "llava_vid_flexselect"
 
 

@@ -7,9 +7,10 @@ import random
 import pytest
 import torch
 from loguru import logger
+from torch import nn
 
 from lmms_flexselect.runtime import store as store_module
-from lmms_flexselect.runtime.store import VideoStore
+from lmms_flexselect.runtime.store import VideoStore, weights_key
 
 KIB = 2**10 / 2**30  # in GiB
 
@@ -150,3 +151,43 @@ def test_the_limits_hold_whatever_comes(gpu, seed):
         assert store.cpu_bytes <= 7 * 1024
     store.clear()
     assert (store.gpu_bytes, store.cpu_bytes, len(store)) == (0, 0, 0)
+
+
+def of_weights(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 2000), nn.Linear(2000, 2))
+
+
+def test_a_modules_key_is_that_of_its_weights():
+    module, other = of_weights(), of_weights(1)
+    key = weights_key(module)
+    assert weights_key(module) == key
+    assert weights_key(other) != key
+    with torch.no_grad():
+        module[0].weight[1, 1] += 1e-3  # one value of many
+    changed = weights_key(module)
+    assert changed not in (key, weights_key(other))
+    module.load_state_dict(of_weights(2).state_dict())
+    assert weights_key(module) not in (key, changed, weights_key(other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.double(),
+        lambda module: module.to("meta"),
+        lambda module: module.append(nn.Linear(2, 2)),
+        lambda module: setattr(module[1], "bias", nn.Parameter(torch.ones(2))),
+    ],
+    ids=["dtype", "meta", "layer", "parameter"],
+)
+def test_a_module_with_other_parameters_has_another_key(change):
+    module = of_weights()
+    before = weights_key(module)
+    change(module)
+    assert weights_key(module) != before
+
+
+def test_a_forgotten_modules_key_is_not_given_to_another():
+    """Python gives the new one the same `id`, mostly."""
+    assert len({weights_key(of_weights(seed)) for seed in range(20)}) == 20

@@ -28,16 +28,17 @@ SPECIAL = vocabulary("internlm2")[1]
 OWN_SPECIAL = {"<IMG_CONTEXT>": 240, "<img>": 241, "</img>": 242}
 ANSWER = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
 TEXT = 6  # tokens of a question
-__all__ = ["ANSWER", "FAMILIES", "Question", "family", "inputs_of", "selector"]
+__all__ = ["ANSWER", "FAMILIES", "Question", "family", "inputs_of", "lite_selector", "selector"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """`number` makes other text behind the videos, `before` is the number of text tokens in front of them."""
+    """`number` makes other text behind the videos, `opening` other text in front of them, of `before` tokens."""
 
     videos: tuple[int, ...]
     number: int
     before: int = 4
+    opening: int = 0
 
 
 def family(name: str, **options: Any) -> Any:
@@ -53,7 +54,7 @@ def family(name: str, **options: Any) -> Any:
 
 def selector(name: str, of: Family, kind: str) -> Any:
     """``reference`` or ``lite``."""
-    return of.reference_layer(2) if kind == "flexselect" else of.lite(_lite(name))
+    return of.reference_layer(2) if kind == "flexselect" else of.lite(lite_selector(name))
 
 
 def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames: int = 10) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames:
         tokens, own = (tokens_of(row, special, True, seed) for special, seed in ((SPECIAL, 0), (OWN_SPECIAL, 1)))
         inputs = batch([tokens], [0])
         for prefix, ids, each in (("token_", "input_ids", tokens), ("selector_", "selector_ids", own)):
-            inputs[ids] = _asking(torch.tensor([[token.id for token in each]]), asked.number)
+            inputs[ids] = _worded(torch.tensor([[token.id for token in each]]), asked)
             inputs |= {f"{prefix}{n}": torch.tensor([[getattr(t, n) for t in each]]) for n in ("video", "frame")}
         inputs["pixel_values"] = torch.cat(
             [torch.zeros(0, *inputs["pixel_values"].shape[1:])]
@@ -86,7 +87,7 @@ def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames:
         width = inputs["pixel_values_videos"].shape[1]
         parts = [_pixels(video, a_video, width) for video in _shown(asked, left_out)]
         inputs["pixel_values_videos"] = torch.cat([torch.zeros(0, width), *parts])
-    inputs["input_ids"] = _asking(inputs["input_ids"], asked.number)
+    inputs["input_ids"] = _worded(inputs["input_ids"], asked)
     return inputs | of_keys
 
 
@@ -98,9 +99,12 @@ def _pixels(video: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + video))
 
 
-def _asking(ids: torch.Tensor, number: int) -> torch.Tensor:
-    ids = ids.clone()
+def _worded(ids: torch.Tensor, asked: Question) -> torch.Tensor:
+    """With the question's text at either end."""
+    ids, number = ids.clone(), asked.number
     ids[:, -TEXT:] = 10 + (ids[:, -TEXT:] * (number + 3) + torch.arange(TEXT) * number) % 70
+    if asked.opening:
+        ids[:, : asked.before - 1] = 10 + (ids[:, : asked.before - 1] + 11 * asked.opening) % 70
     return ids
 
 
@@ -118,8 +122,9 @@ def _model(name: str) -> Any:
 
 
 @cache
-def _lite(name: str) -> Any:
+def lite_selector(name: str, seed: int = 3) -> Any:
+    """A FlexSelect-Lite selector's module with random weights."""
     words: dict[str, Any] = {"tokenizer": {}, "vocabulary_size": 250} if name == "internvl_hf" else {}
     with TemporaryDirectory() as folder:
-        write_selector_folder(Path(folder), TOWERS[name], **words)
+        write_selector_folder(Path(folder), TOWERS[name], seed=seed, **words)
         return load_selector(folder, TOWERS[name], torch.float32)

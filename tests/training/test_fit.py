@@ -19,6 +19,7 @@ from lmms_flexselect.lite.checkpoint import load_selector, read_selector_config
 from lmms_flexselect.training import losses
 from lmms_flexselect.training.cache import ScoreCache
 from lmms_flexselect.training.fit import fit, training_arguments
+from lmms_flexselect.training.objective import RankSupervision
 from lmms_flexselect.training.trainer import whole_checkpoints
 
 ABOUT = {"pretrained": "needle"}
@@ -71,6 +72,24 @@ def test_the_log_tells_loss_correlation_and_overlap(llava, tmp_path):
     lines = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert all({"loss", "rank_correlation", "top_k_overlap", "learning_rate"} <= line.keys() for line in lines)
+
+
+def test_the_metrics_are_means_over_the_held_out_examples(llava, tmp_path):
+    """And the log's those of the training examples, of which there is one here."""
+    student = llava.student()
+    fixed = {"learning_rate": 0.0, "per_device_train_batch_size": 1, "logging_steps": 2, "save_steps": 2}
+    _, metrics = train(llava, tmp_path, steps=2, examples=1, student=student, **fixed)
+    module = RankSupervision(student, llava.teacher, losses.spearman_loss).eval()
+    held_out = llava.examples(4, seed=0)
+    (folder,) = whole_checkpoints(tmp_path)
+    (line,) = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    with torch.no_grad():
+        alone = [module([held_out[i]]) for i in range(4)]
+        seen = module([llava.examples(1)[0]])
+    for name in ("loss", "rank_correlation", "top_k_overlap"):
+        assert metrics[f"eval_{name}"] == pytest.approx(sum(float(one[name]) for one in alone) / 4)
+    for name in ("rank_correlation", "top_k_overlap"):
+        assert line[name] == pytest.approx(float(seen[name]), abs=1e-4)
 
 
 class Stop(Exception):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from scipy import stats
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.training.losses import LOSSES, spearman_loss
@@ -48,6 +51,18 @@ def test_scores_are_those_of_evaluation(trained):
     reference = trained.family.reference_layer(module.teacher.layer)
     _, wanted = reference(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
     assert torch.equal(module.teacher.scores(prompt), wanted)
+
+
+def test_teacher_and_student_are_read_with_the_teachers_reduction(llava):
+    module = RankSupervision(llava.student(), replace(llava.teacher, reduction="mean"), spearman_loss).eval()
+    prompt = module.teacher.prompt(llava.examples(1)[0])
+    whole = [torch.arange(int(prompt.visual.sum()))]
+    columns = prompt.visual.nonzero().squeeze(-1)
+    wanted = llava.family.reference_layer(llava.teacher.layer, "mean").scores(prompt, columns, whole)
+    assert torch.equal(module.teacher.scores(prompt), wanted)
+    own = llava.family.lite(module.student, "mean")
+    _, expected = own(prompt, columns, [torch.ones(len(columns), dtype=torch.bool)], [3])
+    torch.testing.assert_close(module.scores(prompt).detach(), expected, rtol=1e-5, atol=0)
 
 
 def test_gradient_checkpointing_changes_no_gradient(trained):
@@ -95,6 +110,23 @@ def test_measures_are_means_over_the_examples(llava):
     for name in ("loss", "rank_correlation", "top_k_overlap"):
         torch.testing.assert_close(together[name], torch.stack([one[name] for one in alone]).mean())
     assert int(together["examples"]) == 3
+
+
+def test_measures_are_those_of_the_scores(llava):
+    """The overlap is of the best sixteenth: a teacher's scores are the student's, with a few of the best made worst."""
+    module = RankSupervision(llava.student(), llava.teacher, lambda got, wanted: got.sum()).eval()
+    example = llava.examples(1)[0]
+    ours = module.scores(module.teacher.prompt(example)).detach()
+    order, best = ours.argsort(descending=True), round(len(ours) / 16)
+    for swapped in (0, best // 3):
+        theirs = ours.clone()
+        theirs[order[:swapped]] = ours.min() / 2
+        measured = module([Example(example.name, example.inputs, theirs)])
+        assert float(measured["top_k_overlap"]) == pytest.approx((best - swapped) / best)
+        correlation = stats.spearmanr(ours, theirs).statistic
+        assert float(measured["rank_correlation"]) == pytest.approx(correlation)
+    assert 0 < swapped < best
+    assert correlation < 0.99
 
 
 def test_a_loss_that_is_no_number_names_its_example(llava):

@@ -16,7 +16,7 @@ from lmms_flexselect.method.prompt import VideoPrompt
 from lmms_flexselect.method.relevance import queries_and_keys, relevance_of_sets, visual_relevance
 from lmms_flexselect.method.selection import best_of_sets
 from lmms_flexselect.runtime.memory import in_halves, sent, sets_at_once
-from lmms_flexselect.runtime.store import VideoStore
+from lmms_flexselect.runtime.store import VideoStore, weights_key
 
 
 @dataclass
@@ -194,7 +194,7 @@ class ReferenceLayer:
         if key is None or self.store is None:
             return read()
         # Whatever goes in: which tokens, at which positions; the visual ones are what the video's key stands for.
-        own = (*columns.shape, self.layer, id(self.decoder))
+        own = (*columns.shape, self.layer, weights_key(self.decoder))
         digest = hashlib.blake2b(repr(own).encode(), digest_size=16)
         in_video = torch.where(prompt.visual, prompt.visual.cumsum(0), 0)[columns]
         for part in (prompt.input_ids[columns], prompt.video[columns], in_video, positions):

@@ -78,10 +78,6 @@ def main(words: list[str]) -> int:
 
 def picture(args: argparse.Namespace) -> int:
     """Load, read, project, draw."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise OptionError("scikit-learn is not installed; pip install 'lmms-flexselect[analysis]'") from None
     pyplot()
     model = load(args.model, args.model_args)
     layers = sorted(layer_numbers(args.layers, model.num_layers, f"layers={args.layers}"))

@@ -42,6 +42,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("ablation.png"), help="the PNG; its folder is made")
     given = parser.parse_args(words)
+    pyplot()
     over = FRAMES if given.over in frames_options() else given.over
     found = curves(given.results, over, _places(given.at))
     print(table(found, over), end="")

@@ -56,7 +56,9 @@ def test_random_does_not_look_at_the_video(prompts):
 
 
 def test_random_draws_anew_for_another_seed_prompt_and_video(prompts):
+    ids = prompts[0].input_ids
     draws = [
+        kept(Random(0), replace(prompts[0], input_ids=torch.cat([ids[:-2], ids[-2:].flip(0)]))),  # in another order
         kept(Random(0), prompts[0]),
         kept(Random(1), prompts[0]),
         kept(Random(0), prompts[1]),

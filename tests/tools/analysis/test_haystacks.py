@@ -11,8 +11,9 @@ import torch
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.needle.videos import NeedleVideo, read_video
-from lmms_flexselect.tools.analysis.haystacks import ImageNeedles, NeedleVideos
+from lmms_flexselect.tools.analysis.haystacks import Haystack, ImageNeedles, NeedleVideos
 from lmms_flexselect.tools.analysis.image_needles import read_needles
+from tests.support.questions import Question, family, inputs_of
 
 COLOURS = {"sunset": (250, 10, 10), "lake": (10, 10, 250)}
 
@@ -63,6 +64,20 @@ def test_our_own_videos(hf_home):
     needle = drawn.needles[0]
     assert (samples[0].unit, samples[0].quadrant) == (needle.unit, needle.quadrant)
     assert needle.colour in samples[0].question
+
+
+@pytest.mark.parametrize(
+    ("quadrant", "places"),
+    [(0, [0]), (1, [1]), (2, [3]), (3, [4]), (None, [0, 1, 2, 3, 4, 5])],
+)
+def test_the_tokens_of_a_quarter_of_a_frame(quadrant, places):
+    """Of two rows and three columns; quarters are counted in rows, and the middle column's half is left out."""
+    own = family("qwen2_5_vl")
+    (prompt,) = own.prompts(inputs_of("qwen2_5_vl", Question((0,), 0)))
+    assert prompt.grids == [(10, 2, 3)]
+    of_frame = (prompt.frame == 4).nonzero().squeeze(-1)
+    needle = Haystack("id", "video", "Which?", 4, quadrant).tokens(own, prompt)
+    assert needle.nonzero().squeeze(-1).tolist() == of_frame[places].tolist()
 
 
 def one(**words):

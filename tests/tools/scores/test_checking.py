@@ -77,12 +77,13 @@ def test_long_answers_are_broken_into_lines(tmp_path):
     assert recorded_samples(tmp_path / "expect.yaml").correct == [0.0] * 150 + [1.0] * 100
 
 
-def test_documents_with_gaps(tmp_path):
+@pytest.mark.parametrize("last", [12, 20])
+def test_documents_with_gaps(tmp_path, last):
     write_run(tmp_path, {"lvbench": right()})
     (file,) = tmp_path.rglob("*_samples_lvbench.jsonl")
-    file.write_text(file.read_text().replace('"doc_id": 11,', '"doc_id": 20,'))
+    file.write_text(file.read_text().replace('"doc_id": 11,', f'"doc_id": {last},'))
     record([tmp_path], tmp_path / "expect.yaml")
-    assert recorded_samples(tmp_path / "expect.yaml").documents == [*range(11), 20]
+    assert recorded_samples(tmp_path / "expect.yaml").documents == [*range(11), last]
 
 
 def test_the_same_again(tmp_path, expect):
@@ -115,6 +116,34 @@ def test_answers_that_changed(tmp_path, expect, wrong, expected, says):
     assert says in reason
 
 
+@pytest.mark.parametrize(
+    ("fewer_right", "expected"),
+    [(51, "regression"), (50, "same"), (49, "same"), (-50, "same"), (-51, "improved")],
+)
+def test_the_tolerance_is_five_points_and_no_more(tmp_path, fewer_right, expected):
+    """Of 1000 questions each is a tenth of a point."""
+    for folder, wrong in (("recorded", 500), ("now", 500 + fewer_right)):
+        write_run(tmp_path / folder, {"lvbench": answers(set(range(wrong)), 1000)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", tolerance=5.0)
+    assert outcome(check([tmp_path / "now"], tmp_path / "expect.yaml"))[0] == expected
+
+
+def test_a_higher_score_by_chance_is_no_improvement(tmp_path):
+    """One more of sixty is right: 1.67 points, with a standard error of as much."""
+    for folder, wrong in (("recorded", 30), ("now", 29)):
+        write_run(tmp_path / folder, {"lvbench": answers(set(range(wrong)), 60)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", tolerance=1.0)
+    assert outcome(check([tmp_path / "now"], tmp_path / "expect.yaml"))[0] == "too few samples"
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(6.5, "too few samples"), (6.52, "same")])
+def test_the_standard_error_may_be_as_large_as_the_tolerance(tmp_path, tolerance, expected):
+    """Half of sixty answers right: 6.51 points."""
+    write_run(tmp_path / "recorded", {"lvbench": answers(set(range(30)), 60)})
+    record([tmp_path / "recorded"], tmp_path / "expect.yaml", tolerance, with_samples=False)
+    assert outcome(check([tmp_path / "recorded"], tmp_path / "expect.yaml"))[0] == expected
+
+
 def test_right_answers_to_other_prompts(tmp_path):
     """Dropped positions, or another sampling, need not cost an answer."""
     means = {"visual_tokens": 600.0, "visual_tokens_kept": 64.0, "input_tokens": 90.0, "position_span": 631.25}
@@ -127,6 +156,8 @@ def test_right_answers_to_other_prompts(tmp_path):
     record(run("recorded"), tmp_path / "expect.yaml")
     assert read_expectation(tmp_path / "expect.yaml")[0].tasks[0].prompts == means
     assert outcome(check(run("same", time_to_first_token_seconds=9.0), tmp_path / "expect.yaml")) == ("same", "")
+    said, reason = outcome(check(run("little", visual_tokens=600.01), tmp_path / "expect.yaml"))
+    assert (said, "visual_tokens was 600, now 600.01" in reason) == ("error", True)
     said, reason = outcome(check(run("other", position_span=90.0, input_tokens=91.0), tmp_path / "expect.yaml"))
     assert said == "error"
     assert "the model reads other prompts: input_tokens was 90, now 91, position_span was 631.25, now 90;" in reason

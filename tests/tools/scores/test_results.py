@@ -106,8 +106,18 @@ def test_groups_are_not_scores(tmp_path):
     assert list(run.scores) == ["lvbench"]
 
 
+@pytest.mark.parametrize(("said", "points"), [(0.625, 62.5), (1.0, 100.0), (62.5, 62.5)])
+def test_a_score_without_samples_is_a_percentage_above_one(tmp_path, said, points):
+    file = write_run(tmp_path, {"lvbench": right()}, log_samples=False)
+    edit(file, lambda content: content["results"]["lvbench"].update({"lvbench_score,none": said}))
+    (run,) = read_runs([file])
+    assert (run.scores["lvbench"].points, run.scores["lvbench"].problem) == (points, None)
+
+
 @pytest.mark.parametrize(
-    ("limit", "offset", "n"), [(0.01, 0, 12), (12, 0, 12), (12, 1195, 5)], ids=["share", "number", "offset"]
+    ("limit", "offset", "n"),
+    [(0.01, 0, 12), (0.0101, 0, 13), (12, 0, 12), (12, 1195, 5)],
+    ids=["share", "rounded up", "number", "offset"],
 )
 def test_how_many_were_asked(tmp_path, limit, offset, n):
     """lmms-eval's own count knows of no share and of no offset."""
