@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from lmms_flexselect.models import _answering
-from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
+from lmms_flexselect.models import running
+from lmms_flexselect.models.scheduling import Offer, owners, pack, unpack, without_padding
 from tests.support.evaluate import build
 from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
 
@@ -187,7 +187,7 @@ def one_of_two(monkeypatch, llava_checkpoint):
     model = build("llava_vid_flexselect", pretrained=llava_checkpoint, max_frames_num=16)
     tasks = {"asks": SimpleNamespace(OUTPUT_TYPE="generate_until")}
     tasks["acts"] = SimpleNamespace(OUTPUT_TYPE="generate_until_agentic")
-    monkeypatch.setattr(_answering, "our_tasks", lambda: tasks)
+    monkeypatch.setattr(running, "our_tasks", lambda: tasks)
     model._processes = [0, 1]
     return model
 
@@ -204,7 +204,7 @@ def test_requests_are_shared_out_only_where_all_processes_ask_alike(monkeypatch,
         one_of_two.accelerator = SimpleNamespace(distributed_type=DistributedType(kind))
         assert one_of_two._regroups(asked_of("asks")) is shared
     del one_of_two.accelerator
-    monkeypatch.setattr(_answering, "our_tasks", dict)
+    monkeypatch.setattr(running, "our_tasks", dict)
     assert not one_of_two._regroups(asked_of("asks"))
 
 

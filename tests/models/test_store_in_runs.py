@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmms_flexselect.dump import read_selection
-from lmms_flexselect.models import _plugin
+from lmms_flexselect.models import plugin
 from tests.support.classes import CLASSES
 from tests.support.evaluate import build, evaluate
 
@@ -21,7 +21,7 @@ OFF = {"store_gpu_gib": 0, "store_cpu_gib": 0}
 def given(monkeypatch):
     """What the families of models built from now on are given."""
     inputs: list[dict[str, Any]] = []
-    own = _plugin.FlexSelectPlugin.__init__
+    own = plugin.FlexSelectPlugin.__init__
 
     def building(self, **arguments):
         own(self, **arguments)
@@ -33,7 +33,7 @@ def given(monkeypatch):
 
         self._selecting._family.prompts = note
 
-    monkeypatch.setattr(_plugin.FlexSelectPlugin, "__init__", building)
+    monkeypatch.setattr(plugin.FlexSelectPlugin, "__init__", building)
     return inputs
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from lmms_flexselect.models._regroup import share
+from lmms_flexselect.models.scheduling import share
 from lmms_flexselect.runtime.processes import Processes
 
 WEIGHTS = {"a": 5.0, "b": 3.0, "c": 1.0, "d": 1.0}

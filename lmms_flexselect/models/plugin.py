@@ -24,12 +24,12 @@ from lmms_flexselect.loading import raw_config
 from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.method.selectors import Selector
 from lmms_flexselect.method.selectors.registry import selector_class
-from lmms_flexselect.models._answering import Answering, stop
-from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._loading import OneProcess
-from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import (
+from lmms_flexselect.models.arguments import check_common, check_defaults, check_machine, typed
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.running import Answering, stop
+from lmms_flexselect.models.selecting_model import SelectingModel
+from lmms_flexselect.models.upstream import (
+    OneProcess,
     mend_response_cache,
     replaced,
     use_upstream_prompts,

@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models.requests import Paths
 from lmms_flexselect.runtime.processes import Processes
 
 

@@ -18,14 +18,20 @@ from loguru import logger
 from tqdm import tqdm
 
 from lmms_flexselect.errors import FlexSelectError, first_line
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._order import NoProgress, OneBatch, in_batches
-from lmms_flexselect.models._preflight import Paths, check_videos, request_videos
-from lmms_flexselect.models._questions import check_requests
-from lmms_flexselect.models._records import Answer, answer_of, gather, results_block
-from lmms_flexselect.models._regroup import is_padding, share
-from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import Answer, answer_of, gather, results_block
+from lmms_flexselect.models.requests import (
+    NoProgress,
+    OneBatch,
+    Paths,
+    check_requests,
+    check_videos,
+    in_batches,
+    request_videos,
+)
+from lmms_flexselect.models.scheduling import is_padding, share
+from lmms_flexselect.models.selecting_model import SelectingModel
+from lmms_flexselect.models.upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.runtime.processes import Processes, ended_by_signals
 from lmms_flexselect.video_file import file_complaint, video_length

@@ -10,14 +10,13 @@ from lmms_eval.models.chat.qwen3_vl import Qwen3_VL as UpstreamChat
 from lmms_eval.models.simple import qwen3_vl as upstream
 from lmms_eval.models.simple.qwen3_vl import Qwen3_VL as UpstreamSimple
 
+from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
+from lmms_flexselect.families.grid_media import SeenVideo
 from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
 from lmms_flexselect.families.qwen3_vl.options import Options
 from lmms_flexselect.families.qwen3_vl.timestamps import unit_seconds, with_videos
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
-from lmms_flexselect.models._seen_videos import SeenVideo
-from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 from lmms_flexselect.video import FrameSampling
 
 CHECKPOINTS = {
@@ -29,7 +28,7 @@ CHECKPOINTS = {
 _UPSTREAM_FPS = 2.0  # qwen-vl-utils', where upstream bounds a video by `total_pixels` and says no rate
 
 
-class _Qwen3VLPlugin(QwenPlugin):
+class _Qwen3VLPlugin(GridPlugin):
     options: Options
     total_pixels: int | None
     tokenizer: Any

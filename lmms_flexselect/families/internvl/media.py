@@ -20,8 +20,8 @@ from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, small_frames
 from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._records import PreparedRow, text_of
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import PreparedRow, text_of
 from lmms_flexselect.video_file import open_video
 from lmms_flexselect.video_key import VideoKey, video_key
 

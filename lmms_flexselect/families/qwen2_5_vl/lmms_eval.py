@@ -12,22 +12,21 @@ from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
+from lmms_flexselect.families.grid_media import PLACEHOLDERS, AddedPrompts
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models._answering import stop
-from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts
-from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
-from lmms_flexselect.models._records import Answer
-from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.models.records import Answer
+from lmms_flexselect.models.running import stop
+from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 from lmms_flexselect.video import FrameSampling
 
 _UPSTREAM_SIMPLE_FPS = 2.0
 _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 
 
-class _Qwen2_5_VLPlugin(QwenPlugin):
+class _Qwen2_5_VLPlugin(GridPlugin):
     options: Options
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
