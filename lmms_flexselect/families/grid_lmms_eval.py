@@ -41,7 +41,7 @@ class GridSelectingModel(BatchSelectingModel):
             "second_per_grid_ts",
             "mm_token_type_ids",
             "video_keys",
-            "left_out",
+            "pixels_omitted",
         }
     )
     _visual_token = "video_token_id"
@@ -53,7 +53,7 @@ class GridSelectingModel(BatchSelectingModel):
         return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
 
     def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: value for name, value in inputs.items() if name not in ("video_keys", "left_out")}
+        return {name: value for name, value in inputs.items() if name not in ("video_keys", "pixels_omitted")}
 
 
 _FRAMES_PER_UNIT = 2

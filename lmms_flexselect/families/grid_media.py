@@ -137,7 +137,7 @@ def inputs_without_pixels(
     inputs["video_grid_thw"] = torch.tensor([video.grid for video in seen])
     if all(video.seconds_per_unit is not None for video in seen):
         inputs["second_per_grid_ts"] = [video.seconds_per_unit for video in seen]
-    inputs["left_out"] = [True] * len(seen)
+    inputs["pixels_omitted"] = [True] * len(seen)
     return inputs
 
 
@@ -189,7 +189,7 @@ class GridMedia:
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
         self._videos: list[SampledVideo | SeenVideo] = []
-        self._leave_out = False
+        self._omit_pixels = False
         self._keys: list[VideoKey | None] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -205,7 +205,7 @@ class GridMedia:
                 check_text(text_of(message), PLACEHOLDERS, f"the message {text_of(message)!r}")
             self._added.add(conversation)
         elements = [element for conversation in batch for element in extract_vision_info(conversation)]
-        self._leave_out = all(self._knows_element(element) for element in elements)
+        self._omit_pixels = all(self._knows_element(element) for element in elements)
         for conversation in batch:
             self._rows.append(self._read(conversation))
         rendered = self._processor.apply_chat_template(conversations, **kwargs)
@@ -276,7 +276,7 @@ class GridMedia:
             key = self._key(element)
             if key is None:
                 return read_video_bytes(element, self._sampling, self._patch), None
-            return self._seen[key] if self._leave_out else self._frames.get(key), key
+            return self._seen[key] if self._omit_pixels else self._frames.get(key), key
         # A list of images: nothing to sample.
         frames, metadata = fetch_video(element, image_patch_size=self._patch, return_video_metadata=True)
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None

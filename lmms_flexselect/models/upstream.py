@@ -77,9 +77,9 @@ def mend_response_cache() -> None:
     - What it is given for a request may be a pair or a list of rounds (`Answer`): it gets the bare value of those, and
       none of what must not be kept; and what it has from an earlier run becomes an `Answer` again.
     - It writes answers down when all have come. If ours stop before, by an error or a signal, those that are there are
-      written by the same method, and go into the file that the next run looks into (`Answering.keep`).
+      written by the same method, and go into the file that the next run looks into (`RequestRunner.keep`).
     - A process whose requests all come out of the cache is not called at all, while others wait for it: it is called
-      afterwards (`Answering.after_cache`).
+      afterwards (`RequestRunner.after_response_cache`).
     """
     original = ResponseCache.execute
     if hasattr(original, "__wrapped__"):
@@ -116,7 +116,7 @@ def mend_response_cache() -> None:
         lm.keep = keep
         try:
             answers = through(getattr(lm, reqtype), requests)
-            lm.after_cache(reqtype, requests)
+            lm.after_response_cache(reqtype, requests)
         finally:
             del lm.keep
         return answers

@@ -15,7 +15,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from lmms_flexselect.models import running
-from lmms_flexselect.models.scheduling import Offer, owners, pack, unpack, without_padding
+from lmms_flexselect.models.scheduling import Offer, assign_processes, pack, unpack, without_padding
 from tests.support.evaluate import build
 from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
 
@@ -138,7 +138,7 @@ def offers(*ranks):
     ],
 )
 def test_who_answers_what(given, expected):
-    assert owners(offers(*given)) == expected
+    assert assign_processes(offers(*given)) == expected
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -149,7 +149,7 @@ def test_no_process_has_much_more_to_do_than_another(world):
         [Offer((video,), w) for video, w in weights.items() for _ in range(3)][rank::world] for rank in range(world)
     ]
     loads = [0.0] * world
-    for of_rank, of_offers in zip(owners(dealt), dealt, strict=True):
+    for of_rank, of_offers in zip(assign_processes(dealt), dealt, strict=True):
         for rank, offer in zip(of_rank, of_offers, strict=True):
             loads[rank] += offer.weight
     assert max(loads) <= 1.02 * sum(loads) / world
@@ -169,9 +169,9 @@ def test_padding_takes_the_answer_of_what_it_is_a_copy_of():
 
 def test_a_request_finds_the_task_of_the_other_process():
     here, there = Task("here"), Task("there")
-    parcel = pack(SimpleNamespace(arguments=("text", {"n": 1}, here.doc_to_visual, here)), {"task": here})
-    assert parcel is not None
-    text, settings, visual, task = unpack(parcel, {"task": there}).arguments
+    packed = pack(SimpleNamespace(arguments=("text", {"n": 1}, here.doc_to_visual, here)), {"task": here})
+    assert packed is not None
+    text, settings, visual, task = unpack(packed, {"task": there}).arguments
     assert (text, settings, task) == ("text", {"n": 1}, there)
     assert visual.__self__ is there
 
@@ -212,14 +212,14 @@ def test_a_process_that_the_cache_does_not_ask_joins_once(monkeypatch, one_of_tw
     joined = []
     monkeypatch.setattr(one_of_two, "_run", lambda kind, requests: joined.append((kind, requests)))
     for kind in ("generate_until", "generate_until_multi_round", "loglikelihood"):
-        one_of_two.after_cache(kind, asked_of("asks"))
+        one_of_two.after_response_cache(kind, asked_of("asks"))
         assert joined.pop() == (kind, [])
         one_of_two._joined = True  # it was asked, and took part
-        one_of_two.after_cache(kind, asked_of("asks"))
+        one_of_two.after_response_cache(kind, asked_of("asks"))
         assert joined == []
-        one_of_two.after_cache(kind, [])
+        one_of_two.after_response_cache(kind, [])
         assert joined.pop() == (kind, [])
-    one_of_two.after_cache("generate_until", asked_of("acts"))
+    one_of_two.after_response_cache("generate_until", asked_of("acts"))
     assert joined == []
 
 

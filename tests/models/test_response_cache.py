@@ -42,7 +42,7 @@ class Model:
         self.asked += [request.args[0] for request in given]
         return [self.answer(request) for request in given]
 
-    def after_cache(self, kind, given):
+    def after_response_cache(self, kind, given):
         self.joined.append(kind)
 
 

@@ -31,7 +31,7 @@ from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
 
 _SELECTORS = ("selector_ids", "selector_video", "selector_frame")
-_OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "left_out")
+_OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "pixels_omitted")
 
 
 class InternVLSelectingModel(BatchSelectingModel):
@@ -84,10 +84,10 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         start, end = self.tokenizer.convert_tokens_to_ids([START, END])
         return InternVL(model, (start, end), self.options.image_marks)
 
-    def _read_with(self, selector: SelectorConfig) -> dict[str, Any]:
+    def _selector_options(self, selector: SelectorConfig) -> dict[str, Any]:
         # The published selector's offset is one of prompts without labels; see `InternVL.shift_window`.
         labels = {} if selector.trained_here else {"frame_labels": "bare"}
-        return super()._read_with(selector) | labels
+        return super()._selector_options(selector) | labels
 
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
         self._bare_processor = self.processor
@@ -136,10 +136,10 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         self._revision = str(given["revision"]) if "revision" in given else None
         return super()._resolve({**given, **wordless})
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return read_config(pretrained, self._revision)
 
-    def _trained_with(self, config: Any) -> dict[str, Any]:
+    def _checkpoint_arguments(self, config: Any) -> dict[str, Any]:
         return {"system_message": "none" if config.original_template is None else "internvl2_5"}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:

@@ -181,10 +181,10 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
                 raise OptionError(f"dtype={given['dtype']} and torch_dtype={theirs}: give one of them")
         return {**super()._resolve(given), "torch_dtype": self.options.dtype}
 
-    def _config(self, pretrained: str) -> LlavaVideoConfig:
+    def _checkpoint_config(self, pretrained: str) -> LlavaVideoConfig:
         return LlavaVideoConfig.from_checkpoint(pretrained)
 
-    def _trained_with(self, config: Any) -> dict[str, Any]:
+    def _checkpoint_arguments(self, config: Any) -> dict[str, Any]:
         return {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:

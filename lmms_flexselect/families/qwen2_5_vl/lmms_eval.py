@@ -18,7 +18,7 @@ from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models.records import Answer
-from lmms_flexselect.models.running import stop
+from lmms_flexselect.models.running import abort_run
 from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 from lmms_flexselect.video import FrameSampling
 
@@ -36,7 +36,7 @@ class _Qwen2_5_VLPlugin(GridPlugin):
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, self.upstream_name)
 
     def _loaders(self) -> dict[str, Any]:
@@ -70,7 +70,9 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
         """Upstream's loop takes a simple model's requests, and a chat model is given others."""
-        stop(FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple"))
+        abort_run(
+            FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple")
+        )
 
 
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
@@ -85,7 +87,7 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         # Upstream's simple class does not tell the processor the frame rate; its own positions are computed without.
         return self.options.rope == "published"
 
-    def _stand_ins(self) -> dict[str, Any]:
+    def _upstream_replacements(self) -> dict[str, Any]:
         # Upstream opens every video once more for a frame size that it does not use.
         return {"decord": _NoProbe}
 

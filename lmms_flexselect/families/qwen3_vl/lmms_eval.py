@@ -38,13 +38,13 @@ class _Qwen3VLPlugin(GridPlugin):
     def _family(self, model: Any) -> Qwen3_VL:
         return Qwen3_VL(model, self.tokenizer, rope=self.options.rope)
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, *CHECKPOINTS)
 
     def _loaders(self) -> dict[str, Any]:
         def model_class(pretrained: str, is_moe: bool) -> tuple[StrictLoader, str]:
             """By the checkpoint's configuration; upstream goes by its name."""
-            name = CHECKPOINTS[self._config(pretrained).model_type]
+            name = CHECKPOINTS[self._checkpoint_config(pretrained).model_type]
             return StrictLoader(getattr(transformers, name), self.options.dtype), "torch_dtype"
 
         return {"_resolve_model_class": model_class}
@@ -78,7 +78,7 @@ class Qwen3VLFlexSelect(_Qwen3VLPlugin, UpstreamChat):
 class Qwen3VLFlexSelectSimple(_Qwen3VLPlugin, UpstreamSimple):
     """Simple class (``--force_simple``)."""
 
-    def _stand_ins(self) -> dict[str, Any]:
+    def _upstream_replacements(self) -> dict[str, Any]:
         # Upstream opens every video once more to count its frames, and prepares a batch while another is answered;
         # videos are read ahead here, and each batch's rows are handed over with it.
         return {"decord": _NoProbe, "ThreadPoolExecutor": _InTurn}

@@ -183,7 +183,7 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     from lmms_flexselect.lite.checkpoint import read_selector_config
 
     options, spec = instance.options, family_named(instance._family_name)
-    config = instance._config(str(upstream["pretrained"]))
+    config = instance._checkpoint_config(str(upstream["pretrained"]))
     of_selector = None if selector is None else read_selector_config(str(selector.place)).raw
     model = load(spec.shape)(config, upstream, of_selector)
     kernel = upstream.get("attn_implementation") or "sdpa"
