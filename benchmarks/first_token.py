@@ -34,8 +34,8 @@ from random_videollms import NAMES, SCALES, build
 from tabulate import tabulate
 
 from lmms_flexselect.cost.flops import Peaks
-from lmms_flexselect.models._measure import now
 from lmms_flexselect.needle.videos import write_video
+from lmms_flexselect.runtime.measure import now
 
 
 def table(found: list[Measured], tablefmt: str = "github") -> str:

@@ -17,7 +17,7 @@ from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import family as family_spec
 from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.method.selectors import Uniform
-from lmms_flexselect.models._measure import now, peak_memory
+from lmms_flexselect.runtime.measure import now, peak_memory
 
 Clock = Callable[[], float]
 SELECTORS = ("none", "flexselect", "lite", "uniform")

@@ -14,7 +14,7 @@ from lmms_flexselect import video
 from lmms_flexselect.families.llava_video import frames as llava_video_frames
 from lmms_flexselect.families.llava_video.family import family as llava_video
 from lmms_flexselect.method.selectors import ReferenceLayer
-from lmms_flexselect.models._measure import now
+from lmms_flexselect.runtime.measure import now
 from lmms_flexselect.video_file import VideoFile
 
 PARTS = ("decode", "preprocess", "vision", "scoring", "selection", "prefill", "first token")

@@ -89,7 +89,7 @@ class Run:
         done("decode")
         text = torch.randint(1, 999, (QUESTION_TOKENS,), generator=torch.Generator().manual_seed(question))
         ids = torch.cat([torch.arange(1, 15), torch.tensor([VIDEO_TOKEN]), text])[None]
-        inputs = {"input_ids": ids, "videos": [video], "video_keys": [path], "left_out": [known]}
+        inputs = {"input_ids": ids, "videos": [video], "video_keys": [path], "pixels_omitted": [known]}
         (prompt,) = self._family.prompts(inputs)
         done("vision")
         selection = self._select(prompt)

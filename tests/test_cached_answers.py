@@ -120,5 +120,5 @@ def test_only_what_changes_answers_asks_again(tmp_path, random_checkpoint, stock
     copy = shutil.copytree(random_checkpoint, tmp_path / "copy")
     assert asked(pretrained=f"{copy}/", dump_selection=tmp_path / "dump", strict="no", prefetch_videos=0) == 0
     assert asked(token_budget=23) == 4
-    monkeypatch.setattr("lmms_flexselect.models._plugin.__version__", "another")
+    monkeypatch.setattr("lmms_flexselect.models.plugin.__version__", "another")
     assert asked() == 4

@@ -48,7 +48,7 @@ def test_lmms_evals_registry_finds_both_classes_of_qwen(force_simple):
     from lmms_eval.models import MODEL_REGISTRY_V2
 
     resolved = MODEL_REGISTRY_V2.resolve(QWEN, force_simple=force_simple)
-    assert resolved.class_path.startswith("lmms_flexselect.models.qwen2_5_vl.")
+    assert resolved.class_path.startswith("lmms_flexselect.families.qwen2_5_vl.lmms_eval.")
     assert resolved.class_name == ("Qwen2_5_VLFlexSelectSimple" if force_simple else "Qwen2_5_VLFlexSelect")
     model_class = MODEL_REGISTRY_V2.get_model_class(QWEN, force_simple=force_simple)
     assert model_class.__name__ == resolved.class_name
@@ -61,7 +61,7 @@ def test_lmms_evals_registry_finds_the_one_class_of_llava(force_simple):
     from lmms_eval.models import MODEL_REGISTRY_V2
 
     resolved = MODEL_REGISTRY_V2.resolve(LLAVA, force_simple=force_simple)
-    assert resolved.class_path == "lmms_flexselect.models.llava_vid.LlavaVidFlexSelect"
+    assert resolved.class_path == "lmms_flexselect.families.llava_video.lmms_eval.LlavaVidFlexSelect"
     model_class = MODEL_REGISTRY_V2.get_model_class(LLAVA, force_simple=force_simple)
     assert model_class.__name__ == resolved.class_name == "LlavaVidFlexSelect"
     assert model_class.is_simple

@@ -38,7 +38,7 @@ class VisualTokens:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-def giving_way(method: Callable[..., Any]) -> Callable[..., Any]:
+def retry_after_offload(method: Callable[..., Any]) -> Callable[..., Any]:
     """Of a family's method: where a GPU runs out of memory, what is kept of videos leaves it; then another try."""
 
     @functools.wraps(method)
@@ -64,7 +64,7 @@ class Family:
     video_keys
         One hashable a video, in the order of the videos, all prompts of the batch counted through: equal for equal
         frames, equally sampled and sized. None for a video that is not known.
-    left_out
+    pixels_omitted
         One bool a video: whether its pixels are left out of the inputs, since `has_video` said so.
 
     Attributes
@@ -116,7 +116,7 @@ class Family:
         own = self.selector.get_input_embeddings().weight
         return self.selector.project(features.to(own.device, own.dtype))
 
-    @giving_way
+    @retry_after_offload
     @torch.no_grad()
     def generate(self, prompts: list[VideoPrompt], **generate_kwargs: Any) -> list[Tensor]:
         """Answer a batch of prompts with the unchanged model.
@@ -153,17 +153,20 @@ class Family:
         return columns.view(rows, cols)
 
     def has_video(self, key: Hashable) -> bool:
-        """Whether a prompt about this video can be made without its pixels (see `left_out` above)."""
+        """Whether a prompt about this video can be made without its pixels (see `pixels_omitted` above)."""
         return self.store is not None and key is not None and self._features_name(key) in self.store
 
     def visual_tokens(
-        self, keys: Sequence[Hashable], left_out: Sequence[bool], encode: Callable[[list[int]], list[VisualTokens]]
+        self,
+        keys: Sequence[Hashable],
+        pixels_omitted: Sequence[bool],
+        encode: Callable[[list[int]], list[VisualTokens]],
     ) -> list[VisualTokens]:
         """The visual tokens of some media: what is kept of them, or else what is made of them, kept from then on.
 
         Parameters
         ----------
-        keys, left_out
+        keys, pixels_omitted
             One each a medium, see above.
         encode
             Makes those of the media with these numbers, in this order.
@@ -180,13 +183,13 @@ class Family:
             for number, key in enumerate(keys):
                 if key is not None and (kept := store.get(self._features_name(key))) is not None:
                     found[number] = VisualTokens(*kept)
-                elif key is not None and not left_out[number]:
+                elif key is not None and not pixels_omitted[number]:
                     first.setdefault(key, number)
         missing = [
             number for number, key in enumerate(keys) if number not in found and first.get(key, number) == number
         ]
         for number in missing:
-            if left_out[number]:
+            if pixels_omitted[number]:
                 raise FlexSelectError(f"video {keys[number]}: its pixels are left out, and nothing of it is kept")
         found |= zip(missing, encode(missing) if missing else [], strict=True)
         for number in missing:
@@ -200,7 +203,7 @@ class Family:
         return (key, "visual tokens", repr(self.tower), weights_key(self.model), of_selector)
 
 
-def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:
+def keys_and_omissions(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:
     """The keys of a batch's videos, and whether their pixels are left out (see `Family`).
 
     Raises
@@ -208,15 +211,16 @@ def described(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], l
     FlexSelectError
         If there are not as many as videos.
     """
-    keys, left_out = (list(inputs.get(name) or [nothing] * videos) for name, nothing in _OF_VIDEOS)
-    if not len(keys) == len(left_out) == videos:
+    keys, pixels_omitted = (list(inputs.get(name) or [nothing] * videos) for name, nothing in _OF_VIDEOS)
+    if not len(keys) == len(pixels_omitted) == videos:
         raise FlexSelectError(
-            f"{videos} video(s) in the prompts, {len(keys)} video_keys and {len(left_out)} left_out: give one a video"
+            f"{videos} video(s) in the prompts, {len(keys)} video_keys and {len(pixels_omitted)} pixels_omitted: "
+            "give one a video"
         )
-    return keys, left_out
+    return keys, pixels_omitted
 
 
-_OF_VIDEOS: tuple[tuple[str, Any], ...] = (("video_keys", None), ("left_out", False))
+_OF_VIDEOS: tuple[tuple[str, Any], ...] = (("video_keys", None), ("pixels_omitted", False))
 
 
 def gradients_for_selector(prompts: Callable[..., Any]) -> Callable[..., Any]:

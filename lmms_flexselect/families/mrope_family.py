@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.families.family import Family, VisualTokens, described, giving_way, gradients_for_selector
+from lmms_flexselect.families.family import (
+    Family,
+    VisualTokens,
+    gradients_for_selector,
+    keys_and_omissions,
+    retry_after_offload,
+)
 from lmms_flexselect.families.mrope import ROPE_RULES, VisionBlock, compact_blocks, published_positions
 from lmms_flexselect.method.prompt import VideoPrompt
 
@@ -55,7 +61,7 @@ class MropeFamily(Family):
         """Positions per temporal unit in a scoring prompt."""
         return 1.0
 
-    @giving_way
+    @retry_after_offload
     @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a processed batch: one unpadded prompt a row.
@@ -65,7 +71,7 @@ class MropeFamily(Family):
         inputs
             What the checkpoint's processor returns: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, padded
             on either side, and, where there are any, ``pixel_values_videos``, ``video_grid_thw``,
-            ``second_per_grid_ts``, ``pixel_values``, ``image_grid_thw``; ``video_keys`` and ``left_out`` (see
+            ``second_per_grid_ts``, ``pixel_values``, ``image_grid_thw``; ``video_keys`` and ``pixels_omitted`` (see
             `Family`): the patches of a video that is left out are not among ``pixel_values_videos``, its grid is
             there.
         """
@@ -75,9 +81,9 @@ class MropeFamily(Family):
         embeds = self.model.get_input_embeddings()(ids)
         of_selector = None if self.selector is None else self.selector.embed(ids)
         grids = _Grids(inputs, config, self._steps(inputs), self.units_apart)
-        keys, left_out = described(inputs, _length(inputs.get("video_grid_thw")))
+        keys, pixels_omitted = keys_and_omissions(inputs, _length(inputs.get("video_grid_thw")))
         extras: dict[str, Tensor] = {}
-        videos = self._videos(inputs, keys, left_out)
+        videos = self._videos(inputs, keys, pixels_omitted)
         for token, found in ((config.video_token_id, videos), (config.image_token_id, self._images(inputs))):
             if not found:
                 continue
@@ -108,11 +114,11 @@ class MropeFamily(Family):
         return replace(prompt, extras=extras)
 
     def _videos(
-        self, inputs: Mapping[str, Any], keys: Sequence[Hashable], left_out: Sequence[bool]
+        self, inputs: Mapping[str, Any], keys: Sequence[Hashable], pixels_omitted: Sequence[bool]
     ) -> list[VisualTokens]:
         """The visual tokens of each video, a chunk of temporal units at a time: none of them sees another."""
         grids = [] if inputs.get("video_grid_thw") is None else inputs["video_grid_thw"].tolist()
-        sizes = [0 if out else math.prod(grid) for grid, out in zip(grids, left_out, strict=True)]
+        sizes = [0 if out else math.prod(grid) for grid, out in zip(grids, pixels_omitted, strict=True)]
         merge = self.model.config.vision_config.spatial_merge_size
 
         def encode(some: list[int]) -> list[VisualTokens]:
@@ -132,7 +138,7 @@ class MropeFamily(Family):
                 for i in range(len(some))
             ]
 
-        return self.visual_tokens(keys, left_out, encode)
+        return self.visual_tokens(keys, pixels_omitted, encode)
 
     def _images(self, inputs: Mapping[str, Any]) -> list[VisualTokens]:
         if inputs.get("pixel_values") is None:

@@ -20,8 +20,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.method.relevance import reading_layer
-from lmms_flexselect.runtime.memory import sent
+from lmms_flexselect.method.relevance import capture_qk
+from lmms_flexselect.runtime.memory import to_device
 
 _PART_BYTES = {"cpu": 2 * 2**20, "gpu": 256 * 2**20}
 
@@ -85,9 +85,9 @@ def read_prefix(
     attention = attention_of(decoder, layer)
     cache = DynamicCache()
     with (
-        reading_layer(attention, lambda *_: None),
-        _left_out(attention, "q_proj", "v_proj"),
-        _in_parts(decoder, layer, inputs_embeds),
+        capture_qk(attention, lambda *_: None),
+        _projection_skipped(attention, "q_proj", "v_proj"),
+        _chunked_mlp(decoder, layer, inputs_embeds),
     ):
         _run(decoder, inputs_embeds, position_ids, cache, arguments)
     keys, values = ([getattr(each, name) for each in cache.layers] for name in ("keys", "values"))
@@ -123,7 +123,7 @@ def read_behind(
     read: list[tuple[Tensor, Tensor, float]] = []
     cache = DynamicCache()
     cache.layers = [_PrefixLayer(k, v) for k, v in zip(prefix.keys, [*prefix.values, None], strict=True)]
-    with reading_layer(attention, lambda *found: read.append(found)), _left_out(attention, "v_proj"):
+    with capture_qk(attention, lambda *found: read.append(found)), _projection_skipped(attention, "v_proj"):
         _run(decoder, inputs_embeds, position_ids, cache, arguments)
     return read[0]
 
@@ -158,7 +158,7 @@ def _run(
 ) -> None:
     # transformers calls it `past_key_values` up to some release, and `cache` after.
     name = "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
-    positions = sent(position_ids, inputs_embeds.device)
+    positions = to_device(position_ids, inputs_embeds.device)
     decoder(
         inputs_embeds=inputs_embeds,
         position_ids=positions if len(positions) > 1 else positions[0],
@@ -171,7 +171,7 @@ def _run(
 
 
 @contextmanager
-def _left_out(attention: Any, *names: str) -> Iterator[None]:
+def _projection_skipped(attention: Any, *names: str) -> Iterator[None]:
     """Let some projections of an attention module be zeros of one head, which nothing reads; undone on the way out."""
 
     def zeros(hidden: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _left_out(attention: Any, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def _in_parts(decoder: Any, layer: int, like: Tensor) -> Iterator[None]:
+def _chunked_mlp(decoder: Any, layer: int, like: Tensor) -> Iterator[None]:
     """Let the perceptrons below `layer` take some tokens at a time; undone on the way out.
 
     They are three times as wide as anything else and see each token by itself: parts that fit a processor's cache

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmms_flexselect.runtime.memory import sent
+from lmms_flexselect.runtime.memory import to_device
 
 
 @dataclass
@@ -131,7 +131,7 @@ class VideoPrompt:
 
 
 def _taken(per_token: Tensor, columns: Tensor) -> Tensor:
-    return per_token[sent(columns, per_token.device)]
+    return per_token[to_device(columns, per_token.device)]
 
 
 def left_padded(rows: list[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.runtime.memory import sent
+from lmms_flexselect.runtime.memory import to_device
 
 REDUCTIONS = ("max", "mean")
 BLOCK = 2**24
@@ -87,7 +87,7 @@ def relevance_of_sets(
     # A key/value head of a set with the query heads that share it: all are independent of each other.
     queries = queries.reshape(sets * kv_heads, heads // kv_heads, text, dim)
     keys = keys.reshape(sets * kv_heads, tokens, dim)
-    unseen = torch.arange(tokens, device=device) > sent(query_columns, device)[:, None]
+    unseen = torch.arange(tokens, device=device) > to_device(query_columns, device)[:, None]
     a_row = heads // kv_heads * tokens
     rows = max(1, min(text, BLOCK // a_row))
     together = max(1, BLOCK // (a_row * rows))
@@ -110,7 +110,7 @@ def relevance_of_sets(
             reduced.append(found)
         by_head = torch.cat(reduced).view(sets, kv_heads, tokens)
         relevance = by_head.amax(1) if reduction == "max" else by_head.sum(1)
-    return relevance.gather(1, sent(visual_columns, device))
+    return relevance.gather(1, to_device(visual_columns, device))
 
 
 class _LayerReached(Exception):
@@ -133,7 +133,7 @@ AttentionInterface.register(_PROBE, _probe)
 
 
 @contextmanager
-def reading_layer(
+def capture_qk(
     attention: nn.Module, read: Callable[[Tensor, Tensor, float], None], goes_on: bool = False
 ) -> Iterator[None]:
     """Let this one attention module hand its queries and keys to `read`; undone on the way out.
@@ -239,7 +239,7 @@ def read_layers(
     with ExitStack() as undo:
         for layer in layers:
             each = partial(_unbatched, read, layer)
-            undo.enter_context(reading_layer(own[layer].self_attn, each, goes_on=layer < max(layers)))
+            undo.enter_context(capture_qk(own[layer].self_attn, each, goes_on=layer < max(layers)))
         decoder(
             inputs_embeds=inputs_embeds[None],
             position_ids=positions,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
-from lmms_flexselect.runtime.memory import sent
+from lmms_flexselect.runtime.memory import to_device
 
 REMAINDERS = ("spread", "drop")
 
@@ -124,9 +124,9 @@ def best_of_sets(scores: Tensor, sets: Sequence[Tensor], quotas: Sequence[int]) 
         If a score is not finite.
     """
     order, sizes = torch.cat(list(sets)), [len(members) for members in sets]
-    in_order = scores[sent(order, scores.device)]
+    in_order = scores[to_device(order, scores.device)]
     of_sets = nn.utils.rnn.pad_sequence(list(in_order.split(sizes)), batch_first=True, padding_value=float("-inf"))
-    quota = sent(torch.tensor(list(quotas)), scores.device)[:, None]
+    quota = to_device(torch.tensor(list(quotas)), scores.device)[:, None]
     best = of_sets.topk(max(1, *quotas), dim=1).values
     # The lowest score that stays, and how many of those equal to it do.
     lowest = best.gather(1, (quota - 1).clamp(min=0)).masked_fill(quota == 0, float("inf"))

@@ -35,18 +35,18 @@ def sets_at_once(decoder: Any, layers: int, tokens: int, dtype: torch.dtype, dev
     return max(1, room // (a_token * tokens))
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU's on `device`, without waiting for what a GPU was asked before."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
-def in_halves(
+def run_splitting_on_oom(
     run: Callable[[Sequence[Item]], list[Result]],
     items: Sequence[Item],
     advice: str,
-    relieve: Callable[[int], bool] = lambda items: False,
+    free_memory: Callable[[int], bool] = lambda items: False,
 ) -> list[Result]:
     """``run(items)``, in halves of halves where a GPU runs out of memory.
 
@@ -58,7 +58,7 @@ def in_halves(
         At least one.
     advice
         What the user can do if even one item is too much.
-    relieve
+    free_memory
         Called with the number of items that were too many; returns whether it freed memory, so that they are worth
         another try.
 
@@ -73,9 +73,11 @@ def in_halves(
         pass  # only now, outside, is what `run` held let go of
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if relieve(len(items)):
-        return in_halves(run, items, advice, relieve)
+    if free_memory(len(items)):
+        return run_splitting_on_oom(run, items, advice, free_memory)
     if len(items) == 1:
         raise FlexSelectError(f"out of GPU memory: {advice}")
     half = (len(items) + 1) // 2
-    return [found for part in (items[:half], items[half:]) for found in in_halves(run, part, advice, relieve)]
+    return [
+        found for part in (items[:half], items[half:]) for found in run_splitting_on_oom(run, part, advice, free_memory)
+    ]

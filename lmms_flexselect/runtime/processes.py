@@ -39,7 +39,7 @@ class Processes:
         dist.all_gather_object(everyone, said, group=self._group)
         return everyone
 
-    def leave_at_exit(self) -> None:
+    def leave_group_at_exit(self) -> None:
         """Have this process leave the others when it ends, before the interpreter goes; lmms-eval and Trainer do not.
 
         A thread of gloo's may let go of the last collective's tensors late, and takes the interpreter's lock for it. If

@@ -163,7 +163,7 @@ def main(words: list[str]) -> int:
     options = SelectorOptions(**{name: value for name, value in namespace.items() if name in own})
     if "output_dir" not in explicit:
         raise OptionError("output_dir: must be given")
-    Processes().leave_at_exit()
+    Processes().leave_group_at_exit()
     metrics = run(options, **{n: v for n, v in namespace.items() if n in explicit - own})
     if PartialState().is_main_process:
         print(" ".join(f"{name}={value:.4f}" for name, value in metrics.items()))

@@ -26,7 +26,7 @@ from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_
 from lmms_eval.tasks.videomme.utils import videomme_process_results as stock_videomme
 
 from lmms_flexselect.errors import FlexSelectError, first_line
-from lmms_flexselect.models._upstream import replaced
+from lmms_flexselect.models.upstream import replaced
 from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, find_video, hf_home
 from lmms_flexselect.tools.preparation.presence import read_questions
 

@@ -32,7 +32,7 @@ FAMILY = {"lmms-lab": "llava_vid", "Qwen": "qwen2_5_vl", "OpenGVLab": "internvl_
 
 def shape(family: str, pretrained: str, selector: Any = None) -> ModelShape:
     instance, upstream = resolved(f"{family}_flexselect", {"pretrained": pretrained, "selector": "none"})
-    return load(family_spec(family).shape)(instance._config(pretrained), upstream, selector)
+    return load(family_spec(family).shape)(instance._checkpoint_config(pretrained), upstream, selector)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

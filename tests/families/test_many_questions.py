@@ -234,7 +234,7 @@ def test_pixels_that_are_left_out_and_not_kept_are_missed(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_as_many_keys_as_videos(name):
-    with pytest.raises(FlexSelectError, match=r"^1 video\(s\) in the prompts, 2 video_keys and 1 left_out"):
+    with pytest.raises(FlexSelectError, match=r"^1 video\(s\) in the prompts, 2 video_keys and 1 pixels_omitted"):
         family(name).prompts(inputs_of(name, QUESTIONS[0]) | {"video_keys": [1, 2]})
 
 

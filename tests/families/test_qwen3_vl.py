@@ -214,7 +214,7 @@ def test_a_videos_next_question(kind, leave_out):
     again = {**second, "video_keys": [key]}
     if leave_out:
         assert reader.has_video(key)
-        again |= {"left_out": [True], "pixel_values_videos": first["pixel_values_videos"][:0]}
+        again |= {"pixels_omitted": [True], "pixel_values_videos": first["pixel_values_videos"][:0]}
     try:
         selection, new = answered(reader, selector, again)
     finally:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.test_relevance import TOKENS, Breakdown, prompt_for, state_of
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.method import prefix as prefix_module
 from lmms_flexselect.method.prefix import depends_on_length, read_behind, read_prefix
 from lmms_flexselect.method.relevance import queries_and_keys
+from tests.method.test_relevance import TOKENS, Breakdown, prompt_for, state_of
 from tests.support.random_models import DECODERS, HIDDEN, LAYERS, decoder
 
 

@@ -10,9 +10,10 @@ from lmms_eval.models import get_model
 from loguru import logger
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.internvl import lmms_eval as internvl_hf
 from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM
-from lmms_flexselect.models import internvl_hf, qwen2_5_vl
-from lmms_flexselect.models._arguments import typed
+from lmms_flexselect.families.qwen2_5_vl import lmms_eval as qwen2_5_vl
+from lmms_flexselect.models.arguments import typed
 from tests.support.evaluate import Question, ask, build, model_args
 
 CHAT = {"qwen2_5_vl": False, "qwen2_5_vl simple": True, "llava_vid": True, "internvl_hf": False, "internvl2": False}
@@ -223,7 +224,7 @@ def test_both_classes_say_what_they_are_told_to(rendered, stock_videos, simple, 
 
 
 def test_a_tasks_own_system_message_gives_way():
-    from lmms_flexselect.models._media import AddedPrompts
+    from lmms_flexselect.families.grid_media import AddedPrompts
 
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Own."},

@@ -11,8 +11,8 @@ from transformers import InternVLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
+from lmms_flexselect.families.internvl.media import InternVLMedia, PromptForm
 from lmms_flexselect.families.internvl.processor import FrameSegments, OriginalProcessor
-from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
 from lmms_flexselect.video_file import VideoFile, open_video
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from lmms_flexselect.errors import FlexSelectError, OptionError, VideoError
 from lmms_flexselect.families.llava_video import frames as llava_video_frames
+from lmms_flexselect.families.llava_video.lmms_eval import LlavaSelectingModel
 from lmms_flexselect.families.llava_video.model import LlavaVideoForCausalLM
-from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
-from lmms_flexselect.models._records import results_block
+from lmms_flexselect.models.records import results_block
 from tests.support.evaluate import Question, ask, build, evaluate
 
 SMALL: dict[str, Any] = {"max_frames_num": 16, "token_budget": 12, "max_frames_per_set": 3, "dtype": "float32"}

@@ -14,8 +14,8 @@ from PIL import Image, ImageFile
 from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.families.llava_video import frames as llava_video_frames
 from lmms_flexselect.families.llava_video.frames import read_pictures, sample_frames
-from lmms_flexselect.models._llava_frames import LlavaFrames, VisualSource, frame_complaint, read_frames
-from lmms_flexselect.models._llava_package import upstream_llava_vid
+from lmms_flexselect.families.llava_video.llava_package import upstream_llava_vid
+from lmms_flexselect.families.llava_video.visuals import LlavaFrames, VisualSource, frame_complaint, read_frames
 from lmms_flexselect.needle.videos import write_video
 from lmms_flexselect.video_file import VideoFile
 from tests.support.changing_frames import changing_frames

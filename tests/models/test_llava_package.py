@@ -14,9 +14,9 @@ from lmms_eval.models import get_model
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLConfig, Qwen2Config
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.llava_video import llava_package
 from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN
-from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
-from lmms_flexselect.models._llava_package import (
+from lmms_flexselect.families.llava_video.llava_package import (
     Conversation,
     KeywordsStoppingCriteria,
     SeparatorStyle,
@@ -25,6 +25,7 @@ from lmms_flexselect.models._llava_package import (
     tokenizer_image_token,
     upstream_llava_vid,
 )
+from lmms_flexselect.families.llava_video.model import LlavaVideoConfig
 from lmms_flexselect.needle.tokenizer import build_tokenizer
 from tests.support.evaluate import build
 
@@ -46,7 +47,7 @@ def tokenizer():
 
 
 def test_upstreams_own_class_is_subclassed():
-    from lmms_flexselect.models.llava_vid import LlavaVidFlexSelect
+    from lmms_flexselect.families.llava_video.lmms_eval import LlavaVidFlexSelect
 
     upstream = sys.modules["lmms_eval.models.simple.llava_vid"]
     assert upstream is upstream_llava_vid()
@@ -71,7 +72,7 @@ def test_an_installed_llava_package_is_refused(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('the real package was imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    modules = ("lmms_flexselect.models.llava_vid", "lmms_eval.models.simple.llava_vid")
+    modules = ("lmms_flexselect.families.llava_video.lmms_eval", "lmms_eval.models.simple.llava_vid")
     for name in modules:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(FlexSelectError) as caught:
@@ -127,14 +128,13 @@ def test_neither_a_failed_import_nor_a_refusal_leaves_anything_behind():
     run = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     upstream = "lmms_eval.models.simple.llava_vid"
-    loaded = ["lmms_flexselect.models.llava_vid", upstream]
+    loaded = ["lmms_flexselect.families.llava_video.lmms_eval", upstream]
     *failed, last = json.loads(run.stdout.splitlines()[-1])
     assert failed == ["ModuleNotFoundError", [], "FlexSelectError", [], upstream]
     assert sorted(last) == sorted(loaded)
 
 
 def test_an_import_that_fails_leaves_nothing_behind(monkeypatch):
-    from lmms_flexselect.models import _llava_package
 
     monkeypatch.delitem(sys.modules, "lmms_eval.models.simple.llava_vid", raising=False)
 
@@ -142,7 +142,7 @@ def test_an_import_that_fails_leaves_nothing_behind(monkeypatch):
         assert sys.modules["llava.conversation"].conv_templates is conv_templates
         raise ImportError("decord is missing")
 
-    monkeypatch.setattr(_llava_package, "import_module", fail)
+    monkeypatch.setattr(llava_package, "import_module", fail)
     with pytest.raises(ImportError, match="decord is missing"):
         upstream_llava_vid()
     assert find_spec("llava") is None

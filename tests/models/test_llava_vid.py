@@ -18,9 +18,9 @@ from lmms_flexselect import FlexSelect
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo
+from lmms_flexselect.families.llava_video.llava_package import upstream_llava_vid
+from lmms_flexselect.families.llava_video.lmms_eval import LlavaSelectingModel
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM
-from lmms_flexselect.models._llava_package import upstream_llava_vid
-from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
 from tests.support.evaluate import Question, ask, build, evaluate
 from tests.support.llava_checkpoint import TOWER, write_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.models._media import MediaProcessor
+from lmms_flexselect.families.grid_media import GridMedia
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
 from lmms_flexselect.video import FrameSampling, read_video
 
@@ -68,7 +68,7 @@ def media_of(conversation):
 
 
 def wrapped(strict=True, **kwargs):
-    return MediaProcessor(FakeProcessor(), SAMPLING, strict, **kwargs)
+    return GridMedia(FakeProcessor(), SAMPLING, strict, **kwargs)
 
 
 def test_rendering_reads_and_then_empties_the_messages(files):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from lmms_eval import utils
 
-from lmms_flexselect.models._order import OneBatch, in_batches
+from lmms_flexselect.models.requests import OneBatch, in_batches
 
 SHORT, LONG = {"max_new_tokens": 1}, {"max_new_tokens": 16}
 

@@ -9,8 +9,8 @@ import pytest
 from lmms_eval.api.instance import Instance
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.models._llava_frames import frame_complaint
-from lmms_flexselect.models._preflight import check_videos, request_videos
+from lmms_flexselect.families.llava_video.visuals import frame_complaint
+from lmms_flexselect.models.requests import check_videos, request_videos
 from lmms_flexselect.video_file import file_complaint
 from tests.support.evaluate import Question, ask, build
 

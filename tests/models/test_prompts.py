@@ -6,7 +6,7 @@ import pytest
 from lmms_eval.api.task import ConfigurableTask, TaskConfig
 from lmms_eval.tasks import get_task_dict
 
-from lmms_flexselect.models._upstream import command_line, upstream_name, use_upstream_prompts
+from lmms_flexselect.models.upstream import command_line, upstream_name, use_upstream_prompts
 from tests.support.evaluate import task_manager
 from tests.support.stock_tasks import STOCK_TASKS
 

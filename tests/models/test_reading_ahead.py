@@ -192,7 +192,7 @@ def test_an_image_beside_a_kept_video_is_read_as_ever(made, videos):
     expected = ask(made("qwen2_5_vl", store_gpu_gib=0, store_cpu_gib=0), [alone, beside, alone])
     model = made("qwen2_5_vl")
     assert ask(model, [alone, beside, alone]) == expected
-    assert [given.get("left_out") for given in model.given] == [None, None, [True]]
+    assert [given.get("pixels_omitted") for given in model.given] == [None, None, [True]]
 
 
 def test_what_a_sample_waited_is_recorded(made, videos):

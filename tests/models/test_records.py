@@ -6,7 +6,7 @@ import pytest
 import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts, unwrap_generation_output
 
-from lmms_flexselect.models._records import SampleRecord, answer_of, gather, results_block, summarize
+from lmms_flexselect.models.records import SampleRecord, answer_of, gather, results_block, summarize
 from lmms_flexselect.options import FlexSelectOptions
 
 

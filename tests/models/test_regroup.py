@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from lmms_flexselect.models import _answering
-from lmms_flexselect.models._regroup import Offer, owners, pack, unpack, without_padding
+from lmms_flexselect.models import running
+from lmms_flexselect.models.scheduling import Offer, assign_processes, pack, unpack, without_padding
 from tests.support.evaluate import build
 from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
 
@@ -138,7 +138,7 @@ def offers(*ranks):
     ],
 )
 def test_who_answers_what(given, expected):
-    assert owners(offers(*given)) == expected
+    assert assign_processes(offers(*given)) == expected
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
@@ -149,7 +149,7 @@ def test_no_process_has_much_more_to_do_than_another(world):
         [Offer((video,), w) for video, w in weights.items() for _ in range(3)][rank::world] for rank in range(world)
     ]
     loads = [0.0] * world
-    for of_rank, of_offers in zip(owners(dealt), dealt, strict=True):
+    for of_rank, of_offers in zip(assign_processes(dealt), dealt, strict=True):
         for rank, offer in zip(of_rank, of_offers, strict=True):
             loads[rank] += offer.weight
     assert max(loads) <= 1.02 * sum(loads) / world
@@ -169,9 +169,9 @@ def test_padding_takes_the_answer_of_what_it_is_a_copy_of():
 
 def test_a_request_finds_the_task_of_the_other_process():
     here, there = Task("here"), Task("there")
-    parcel = pack(SimpleNamespace(arguments=("text", {"n": 1}, here.doc_to_visual, here)), {"task": here})
-    assert parcel is not None
-    text, settings, visual, task = unpack(parcel, {"task": there}).arguments
+    packed = pack(SimpleNamespace(arguments=("text", {"n": 1}, here.doc_to_visual, here)), {"task": here})
+    assert packed is not None
+    text, settings, visual, task = unpack(packed, {"task": there}).arguments
     assert (text, settings, task) == ("text", {"n": 1}, there)
     assert visual.__self__ is there
 
@@ -187,7 +187,7 @@ def one_of_two(monkeypatch, llava_checkpoint):
     model = build("llava_vid_flexselect", pretrained=llava_checkpoint, max_frames_num=16)
     tasks = {"asks": SimpleNamespace(OUTPUT_TYPE="generate_until")}
     tasks["acts"] = SimpleNamespace(OUTPUT_TYPE="generate_until_agentic")
-    monkeypatch.setattr(_answering, "our_tasks", lambda: tasks)
+    monkeypatch.setattr(running, "our_tasks", lambda: tasks)
     model._processes = [0, 1]
     return model
 
@@ -204,7 +204,7 @@ def test_requests_are_shared_out_only_where_all_processes_ask_alike(monkeypatch,
         one_of_two.accelerator = SimpleNamespace(distributed_type=DistributedType(kind))
         assert one_of_two._regroups(asked_of("asks")) is shared
     del one_of_two.accelerator
-    monkeypatch.setattr(_answering, "our_tasks", dict)
+    monkeypatch.setattr(running, "our_tasks", dict)
     assert not one_of_two._regroups(asked_of("asks"))
 
 
@@ -212,14 +212,14 @@ def test_a_process_that_the_cache_does_not_ask_joins_once(monkeypatch, one_of_tw
     joined = []
     monkeypatch.setattr(one_of_two, "_run", lambda kind, requests: joined.append((kind, requests)))
     for kind in ("generate_until", "generate_until_multi_round", "loglikelihood"):
-        one_of_two.after_cache(kind, asked_of("asks"))
+        one_of_two.after_response_cache(kind, asked_of("asks"))
         assert joined.pop() == (kind, [])
         one_of_two._joined = True  # it was asked, and took part
-        one_of_two.after_cache(kind, asked_of("asks"))
+        one_of_two.after_response_cache(kind, asked_of("asks"))
         assert joined == []
-        one_of_two.after_cache(kind, [])
+        one_of_two.after_response_cache(kind, [])
         assert joined.pop() == (kind, [])
-    one_of_two.after_cache("generate_until", asked_of("acts"))
+    one_of_two.after_response_cache("generate_until", asked_of("acts"))
     assert joined == []
 
 

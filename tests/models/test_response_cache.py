@@ -9,8 +9,8 @@ import pytest
 from lmms_eval.api.instance import Instance
 from lmms_eval.caching.response_cache import ResponseCache
 
-from lmms_flexselect.models._records import Answer, Likelihood
-from lmms_flexselect.models._upstream import mend_response_cache
+from lmms_flexselect.models.records import Answer, Likelihood
+from lmms_flexselect.models.upstream import mend_response_cache
 
 ANSWERS = {
     "generate_until": Answer("A"),
@@ -42,7 +42,7 @@ class Model:
         self.asked += [request.args[0] for request in given]
         return [self.answer(request) for request in given]
 
-    def after_cache(self, kind, given):
+    def after_response_cache(self, kind, given):
         self.joined.append(kind)
 
 

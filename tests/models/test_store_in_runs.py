@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmms_flexselect.dump import read_selection
-from lmms_flexselect.models import _plugin
+from lmms_flexselect.models import plugin
 from tests.support.classes import CLASSES
 from tests.support.evaluate import build, evaluate
 
@@ -21,7 +21,7 @@ OFF = {"store_gpu_gib": 0, "store_cpu_gib": 0}
 def given(monkeypatch):
     """What the families of models built from now on are given."""
     inputs: list[dict[str, Any]] = []
-    own = _plugin.FlexSelectPlugin.__init__
+    own = plugin.FlexSelectPlugin.__init__
 
     def building(self, **arguments):
         own(self, **arguments)
@@ -33,7 +33,7 @@ def given(monkeypatch):
 
         self._selecting._family.prompts = note
 
-    monkeypatch.setattr(_plugin.FlexSelectPlugin, "__init__", building)
+    monkeypatch.setattr(plugin.FlexSelectPlugin, "__init__", building)
     return inputs
 
 
@@ -60,11 +60,11 @@ def test_answers_and_kept_tokens_are_the_same(name, batch_size, checkpoints, sto
         assert other == sample
         assert np.array_equal(arrays["kept"], others["kept"])
         np.testing.assert_allclose(others["scores"], arrays["scores"], rtol=1e-5, atol=1e-9)
-    left_out = [any(inputs.get("left_out") or ()) for inputs in given]
-    assert not any(left_out[:of_run])
+    pixels_omitted = [any(inputs.get("pixels_omitted") or ()) for inputs in given]
+    assert not any(pixels_omitted[:of_run])
     # LLaVA's frames are bytes that are held anyway; the pixels of others are made once.
     expected = [False, True, True, False] if batch_size == 1 else [False, False]
-    assert left_out[of_run:] == ([False] * 4 if name.startswith("llava") else expected)
+    assert pixels_omitted[of_run:] == ([False] * 4 if name.startswith("llava") else expected)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl_flexselect", "llava_vid_flexselect", "internvl_hf_flexselect"])

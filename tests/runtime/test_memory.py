@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.runtime.memory import in_halves, sets_at_once
+from lmms_flexselect.runtime.memory import run_splitting_on_oom, sets_at_once
 from tests.support.random_models import decoder
 
 CPU = torch.device("cpu")
@@ -28,14 +28,14 @@ def limited(most, sizes):
 @pytest.mark.parametrize("most", [1, 2, 3, 8])
 def test_halves_until_it_fits(count, most):
     sizes: list[int] = []
-    assert in_halves(limited(most, sizes), list(range(count)), "") == [2 * i for i in range(count)]
+    assert run_splitting_on_oom(limited(most, sizes), list(range(count)), "") == [2 * i for i in range(count)]
     assert max(size for size in sizes if size <= most) >= min(count, -(-most // 2))
 
 
 def test_one_that_does_not_fit_ends_with_advice():
     sizes: list[int] = []
     with pytest.raises(FlexSelectError, match=r"^out of GPU memory: give fewer frames$"):
-        in_halves(limited(0, sizes), [1, 2, 3], "give fewer frames")
+        run_splitting_on_oom(limited(0, sizes), [1, 2, 3], "give fewer frames")
     assert sizes == [3, 2, 1]
 
 
@@ -43,11 +43,11 @@ def test_memory_that_can_be_freed_is_freed_first():
     sizes: list[int] = []
     asked: list[int] = []
 
-    def relieve(items):
+    def free_memory(items):
         asked.append(items)
         return len(asked) == 1
 
-    assert in_halves(limited(2, sizes), [1, 2, 3], "", relieve) == [2, 4, 6]
+    assert run_splitting_on_oom(limited(2, sizes), [1, 2, 3], "", free_memory) == [2, 4, 6]
     assert sizes == [3, 3, 2, 1]
     assert asked == [3, 3]
 
@@ -57,7 +57,7 @@ def test_other_errors_are_not_ours():
         raise RuntimeError("a kernel")
 
     with pytest.raises(RuntimeError, match="a kernel"):
-        in_halves(run, [1, 2], "")
+        run_splitting_on_oom(run, [1, 2], "")
 
 
 def test_small_sets_are_read_together_and_large_ones_alone():

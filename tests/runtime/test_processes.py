@@ -26,8 +26,8 @@ atexit.register(lambda: print("left", dist.is_initialized(), threads()))
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=0, world_size=1)
 processes = Processes()
 if sys.argv[1] == "leaving":
-    processes.leave_at_exit()
-    Processes().leave_at_exit()
+    processes.leave_group_at_exit()
+    Processes().leave_group_at_exit()
 assert processes.gather({"said": 1}) == [{"said": 1}]
 print("in", dist.is_initialized(), threads() > 0)
 """
@@ -53,7 +53,7 @@ def test_no_thread_of_gloo_is_left_when_the_interpreter_goes(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="gloo's threads are counted in /proc")
 def test_torch_leaves_them_by_itself(tmp_path):
-    """If this fails, torch has mended it, and `Processes.leave_at_exit` can go."""
+    """If this fails, torch has mended it, and `Processes.leave_group_at_exit` can go."""
     status, (_, left) = _ended("as torch does", tmp_path)
     assert status in (0, -signal.SIGABRT)  # once in a while
     assert left[:2] == ["left", "True"]

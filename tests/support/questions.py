@@ -57,10 +57,10 @@ def selector(name: str, of: Family, kind: str) -> Any:
     return of.reference_layer(2) if kind == "flexselect" else of.lite(lite_selector(name))
 
 
-def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames: int = 10) -> dict[str, Any]:
+def inputs_of(name: str, asked: Question, pixels_omitted: Sequence[bool] = (), frames: int = 10) -> dict[str, Any]:
     """What `prompts` of the family is given; keys name the videos. The first row of a batch of one."""
-    left_out = list(left_out) or [False] * len(asked.videos)
-    of_keys = {"video_keys": [("video", video) for video in asked.videos], "left_out": left_out}
+    pixels_omitted = list(pixels_omitted) or [False] * len(asked.videos)
+    of_keys = {"video_keys": [("video", video) for video in asked.videos], "pixels_omitted": pixels_omitted}
     shapes: dict[str, Any] = {"llava_vid": (frames, 56, 56), "qwen2_5_vl": (frames, 2, 3), "internvl_hf": frames}
     row: list[Any] = [asked.before]
     for _ in asked.videos:
@@ -74,25 +74,25 @@ def inputs_of(name: str, asked: Question, left_out: Sequence[bool] = (), frames:
             inputs |= {f"{prefix}{n}": torch.tensor([[getattr(t, n) for t in each]]) for n in ("video", "frame")}
         inputs["pixel_values"] = torch.cat(
             [torch.zeros(0, *inputs["pixel_values"].shape[1:])]
-            + [_pixels(video, frames, *inputs["pixel_values"].shape[1:]) for video in _shown(asked, left_out)]
+            + [_pixels(video, frames, *inputs["pixel_values"].shape[1:]) for video in _shown(asked, pixels_omitted)]
         )
         return inputs | of_keys
     if name == "llava_vid":
         inputs = llava_inputs([row])
         every = [(_pixels(video, frames, 56, 56, 3) * 60 + 128).clamp(0, 255).byte() for video in asked.videos]
-        inputs["videos"] = [None if out else video for video, out in zip(every, left_out, strict=True)]
+        inputs["videos"] = [None if out else video for video, out in zip(every, pixels_omitted, strict=True)]
     else:
         inputs = video_inputs([row], [1.0] * len(asked.videos))
         a_video = frames * math.prod(shapes[name][1:]) * 4
         width = inputs["pixel_values_videos"].shape[1]
-        parts = [_pixels(video, a_video, width) for video in _shown(asked, left_out)]
+        parts = [_pixels(video, a_video, width) for video in _shown(asked, pixels_omitted)]
         inputs["pixel_values_videos"] = torch.cat([torch.zeros(0, width), *parts])
     inputs["input_ids"] = _worded(inputs["input_ids"], asked)
     return inputs | of_keys
 
 
-def _shown(asked: Question, left_out: Sequence[bool]) -> list[int]:
-    return [video for video, out in zip(asked.videos, left_out, strict=True) if not out]
+def _shown(asked: Question, pixels_omitted: Sequence[bool]) -> list[int]:
+    return [video for video, out in zip(asked.videos, pixels_omitted, strict=True) if not out]
 
 
 def _pixels(video: int, *shape: int) -> torch.Tensor:

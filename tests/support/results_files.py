@@ -110,7 +110,7 @@ def write_run(
         "config": {
             "model": model,
             "model_args": f"pretrained={upstream['pretrained']},selector={options['selector']}",
-            "model_backend": "lmms_flexselect.models.llava_vid.LlavaVidFlexSelect (simple)",
+            "model_backend": "lmms_flexselect.families.llava_video.lmms_eval.LlavaVidFlexSelect (simple)",
             "limit": limit,
             "offset": 0,
             "resolved_cli_args": {

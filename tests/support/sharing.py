@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from lmms_flexselect.models._regroup import share
+from lmms_flexselect.models.scheduling import redistribute
 from lmms_flexselect.runtime.processes import Processes
 
 WEIGHTS = {"a": 5.0, "b": 3.0, "c": 1.0, "d": 1.0}
@@ -96,7 +96,7 @@ def run(case: Dealt, processes: Any, world: int) -> dict[str, Any]:
         return [f"answer {request.args[3]}" for request in requests]
 
     requests, videos = deal(case, task, rank, world)
-    answers = share(
+    answers = redistribute(
         requests, videos, lambda paths: WEIGHTS[paths[0]] if paths else 1.0, answer, processes, {"task": task}
     )
     asked = [request.args[3] for request in requests]

@@ -11,7 +11,7 @@ import pytest
 from lmms_eval.utils import load_yaml_config
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.models._upstream import use_upstream_prompts
+from lmms_flexselect.models.upstream import use_upstream_prompts
 from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS
 from tests.support.paper_tasks import lvbench_lines
 from tests.tasks.conftest import PAPER

@@ -8,8 +8,8 @@ SPEC = FamilySpec(
     name="internvl_hf",
     title="InternVL",
     models=(
-        ModelName("internvl_hf_flexselect", chat="lmms_flexselect.models.internvl_hf:InternVLHfFlexSelect"),
-        ModelName("internvl2_flexselect", chat="lmms_flexselect.models.internvl_hf:InternVL2FlexSelect"),
+        ModelName("internvl_hf_flexselect", chat=f"{_HERE}.lmms_eval:InternVLHfFlexSelect"),
+        ModelName("internvl2_flexselect", chat=f"{_HERE}.lmms_eval:InternVL2FlexSelect"),
     ),
     frames_option="num_frames",
     # 512 frames of 256 tokens and two marks, of which 32 frames' worth are kept.

@@ -14,10 +14,10 @@ from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.family import (
     Family,
     VisualTokens,
-    described,
-    giving_way,
     gradients_for_selector,
+    keys_and_omissions,
     reading_inputs,
+    retry_after_offload,
 )
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.lite import SelectorNetwork
@@ -81,7 +81,7 @@ class InternVL(Family):
         width = config.vision_config.hidden_size * round(config.downsample_ratio**-2)
         return Tower("internvl_hf", width)
 
-    @giving_way
+    @retry_after_offload
     @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
@@ -93,8 +93,8 @@ class InternVL(Family):
             all images and frames in their order; ``token_video`` and ``token_frame`` ``(batch, tokens)`` int64: video
             and frame that a token belongs to, its label (``Frame7: ``) and marks too, counted from 0; -1 elsewhere.
             For a selector ``selector_ids``, ``selector_video`` and ``selector_frame`` too: the same prompts by its
-            own tokenizer. ``video_keys`` and ``left_out`` (see `Family`): the tiles of a video that is left out are
-            not among ``pixel_values``.
+            own tokenizer. ``video_keys`` and ``pixels_omitted`` (see `Family`): the tiles of a video whose
+            pixels are omitted are not among ``pixel_values``.
         """
         keys, found = self._media(inputs)
         features = [tokens.model for tokens in found]
@@ -123,16 +123,16 @@ class InternVL(Family):
         owners = [(row, int(video[row, column])) for row, column in tiles]
         media = [(owner, len(list(group))) for owner, group in groupby(owners)]
         videos = [owner for owner, _ in media if owner[1] >= 0]
-        keys, left_out = described(inputs, len(videos))
+        keys, pixels_omitted = keys_and_omissions(inputs, len(videos))
         pixels = inputs.get("pixel_values")
-        given = sum(count for owner, count in media if owner[1] < 0 or not left_out[videos.index(owner)])
+        given = sum(count for owner, count in media if owner[1] < 0 or not pixels_omitted[videos.index(owner)])
         if (of_pixels := 0 if pixels is None else len(pixels)) != given:
             raise FlexSelectError(
                 f"the prompts have places for {given * length} visual tokens; the pixels make {of_pixels * length}"
             )
         numbers = [videos.index(owner) if owner[1] >= 0 else None for owner, _ in media]
         of_media = [None if n is None else keys[n] for n in numbers]
-        out_of_media = [n is not None and left_out[n] for n in numbers]
+        out_of_media = [n is not None and pixels_omitted[n] for n in numbers]
         sizes = [0 if out else count for (_, count), out in zip(media, out_of_media, strict=True)]
 
         def encode(some: list[int]) -> list[VisualTokens]:

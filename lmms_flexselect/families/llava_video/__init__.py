@@ -10,7 +10,9 @@ _HERE = "lmms_flexselect.families.llava_video"
 SPEC = FamilySpec(
     name="llava_vid",
     title="LLaVA-Video",
-    models=(ModelName("llava_vid_flexselect", simple="lmms_flexselect.models.llava_vid:LlavaVidFlexSelect"),),
+    models=(
+        ModelName("llava_vid_flexselect", simple="lmms_flexselect.families.llava_video.lmms_eval:LlavaVidFlexSelect"),
+    ),
     frames_option="max_frames_num",
     # The one chat template that fits; upstream's default is Vicuna's.
     defaults={"token_budget": 32 * 210, "conv_template": "qwen_1_5"},

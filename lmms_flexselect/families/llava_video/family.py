@@ -17,10 +17,10 @@ from lmms_flexselect.families.chatml import END, chatml, marked_token_ids
 from lmms_flexselect.families.family import (
     Family,
     VisualTokens,
-    described,
-    giving_way,
     gradients_for_selector,
+    keys_and_omissions,
     reading_inputs,
+    retry_after_offload,
 )
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, LlavaVideoForCausalLM, check_pooling
 from lmms_flexselect.families.pixels import normalised
@@ -101,7 +101,7 @@ class LlavaVideo(Family):
         pooling = {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
         return Tower("llava_vid", config.vision_config.hidden_size, pooling)
 
-    @giving_way
+    @retry_after_offload
     @gradients_for_selector
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """Embed a batch: one unpadded prompt a row.
@@ -113,7 +113,8 @@ class LlavaVideo(Family):
         inputs
             ``input_ids`` ``(batch, tokens)`` with `VIDEO_TOKEN` once where each video belongs; ``attention_mask``
             of the same shape, if rows are padded; ``videos``, one ``(frames, height, width, 3)`` uint8 tensor for
-            each mark, in their order, None for one that is left out; ``video_keys`` and ``left_out`` (see `Family`).
+            each mark, in their order, None where pixels are omitted; ``video_keys`` and ``pixels_omitted`` (see
+            `Family`).
 
         Raises
         ------
@@ -126,9 +127,11 @@ class LlavaVideo(Family):
         marks = int((on_cpu == VIDEO_TOKEN).sum())
         if marks != len(videos):
             raise FlexSelectError(f"the prompts have {marks} place(s) for a video, and there are {len(videos)} videos")
-        keys, left_out = described(inputs, marks)
+        keys, pixels_omitted = keys_and_omissions(inputs, marks)
         padding = inputs.get("attention_mask", torch.ones_like(on_cpu)).cpu().bool()
-        found = self.visual_tokens(keys, left_out, lambda some: [self._encode(videos[n], ids.device) for n in some])
+        found = self.visual_tokens(
+            keys, pixels_omitted, lambda some: [self._encode(videos[n], ids.device) for n in some]
+        )
         waiting = zip(keys, found, strict=True)
         return [self._prompt(row[real], ids.device, waiting) for row, real in zip(on_cpu, padding, strict=True)]
 
@@ -182,7 +185,7 @@ class LlavaVideo(Family):
                 of_selector.append(self.selector_tokens(read[0]).flatten(0, 1))
         return VisualTokens(torch.cat(tokens), torch.cat(of_selector) if of_selector else None)
 
-    @giving_way
+    @retry_after_offload
     @torch.no_grad()
     def continuation_logits(self, prompt: VideoPrompt, continuation: Tensor) -> Tensor:
         """What the model predicts for each token of a text put behind a prompt.

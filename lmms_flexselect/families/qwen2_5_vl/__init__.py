@@ -19,8 +19,8 @@ SPEC = FamilySpec(
     models=(
         ModelName(
             "qwen2_5_vl_flexselect",
-            chat="lmms_flexselect.models.qwen2_5_vl:Qwen2_5_VLFlexSelect",
-            simple="lmms_flexselect.models.qwen2_5_vl:Qwen2_5_VLFlexSelectSimple",
+            chat=f"{_HERE}.lmms_eval:Qwen2_5_VLFlexSelect",
+            simple=f"{_HERE}.lmms_eval:Qwen2_5_VLFlexSelectSimple",
         ),
     ),
     frames_option="max_num_frames",

@@ -27,8 +27,8 @@ SPEC = FamilySpec(
     models=(
         ModelName(
             "qwen3_vl_flexselect",
-            chat=f"{_HERE}.models:Qwen3VLFlexSelect",
-            simple=f"{_HERE}.models:Qwen3VLFlexSelectSimple",
+            chat=f"{_HERE}.lmms_eval:Qwen3VLFlexSelect",
+            simple=f"{_HERE}.lmms_eval:Qwen3VLFlexSelectSimple",
         ),
     ),
     frames_option="max_num_frames",

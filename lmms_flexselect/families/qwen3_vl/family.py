@@ -21,7 +21,7 @@ from lmms_flexselect.families.mrope import VisionBlock
 from lmms_flexselect.families.mrope_family import MropeFamily
 from lmms_flexselect.lite.networks import Tower
 from lmms_flexselect.method.prompt import VideoPrompt
-from lmms_flexselect.runtime.memory import sent
+from lmms_flexselect.runtime.memory import to_device
 
 _TIMESTAMP = re.compile(r"<\d+\.\dseconds>$")  # without its blanks
 _TIMESTAMP_TOKENS = 32  # at most; one of ten hours has twelve
@@ -101,5 +101,5 @@ def _deepstack_arguments(extras: Mapping[str, Tensor]) -> dict[str, Any]:
     places = visual.flatten().nonzero().squeeze(-1)
     if not len(places):
         return {}
-    levels = features.flatten(0, 1)[sent(places, features.device)].unbind(1)
-    return {"visual_pos_masks": sent(visual, features.device), "deepstack_visual_embeds": list(levels)}
+    levels = features.flatten(0, 1)[to_device(places, features.device)].unbind(1)
+    return {"visual_pos_masks": to_device(visual, features.device), "deepstack_visual_embeds": list(levels)}

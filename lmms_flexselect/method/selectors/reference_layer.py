@@ -15,7 +15,7 @@ from lmms_flexselect.method.prefix import Prefix, attention_of, depends_on_lengt
 from lmms_flexselect.method.prompt import VideoPrompt
 from lmms_flexselect.method.relevance import queries_and_keys, relevance_of_sets, visual_relevance
 from lmms_flexselect.method.selection import best_of_sets
-from lmms_flexselect.runtime.memory import in_halves, sent, sets_at_once
+from lmms_flexselect.runtime.memory import run_splitting_on_oom, sets_at_once, to_device
 from lmms_flexselect.runtime.store import VideoStore, weights_key
 
 
@@ -121,7 +121,9 @@ class ReferenceLayer:
                 found[shape[0]] = self._read_whole(prompt, prompts[shape[0]])
         device = found[0].device
         scores = torch.empty(len(columns), dtype=torch.float32, device=device)
-        scores[sent(torch.cat(list(members)), device)] = torch.cat([found[g].to(device) for g in range(len(members))])
+        scores[to_device(torch.cat(list(members)), device)] = torch.cat(
+            [found[g].to(device) for g in range(len(members))]
+        )
         return scores
 
     def relevance(self, prompt: VideoPrompt, columns: Tensor) -> Tensor:
@@ -135,9 +137,9 @@ class ReferenceLayer:
         """All of a set's prompt in one pass."""
         embeds, arguments = prompt.decoder_inputs(read.columns[None])
         q, k, scale = queries_and_keys(self.decoder, self.layer, embeds[0], read.positions, arguments)
-        rows = sent(read.queries, q.device)  # the layer may lie on another device than the prompt
+        rows = to_device(read.queries, q.device)  # the layer may lie on another device than the prompt
         visual = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
-        visual[sent(read.places, q.device)] = True
+        visual[to_device(read.places, q.device)] = True
         return visual_relevance(q[:, rows], k, rows, visual, scale, self.reduction)
 
     def _scores_of(
@@ -153,7 +155,7 @@ class ReferenceLayer:
         def run(some: Sequence[int]) -> list[Tensor]:
             return list(self._read_in_two(prompt, [prompts[number] for number in some], key))
 
-        def relieve(sets: int) -> bool:
+        def free_memory(sets: int) -> bool:
             if self.store is not None and self.store.leave_gpu():
                 return True
             self.at_once = max(1, sets // 2)
@@ -166,7 +168,7 @@ class ReferenceLayer:
         scores: dict[int, Tensor] = {}
         while numbers:
             some, numbers = numbers[:at_once], numbers[at_once:]
-            scores |= zip(some, in_halves(run, some, advice, relieve), strict=True)
+            scores |= zip(some, run_splitting_on_oom(run, some, advice, free_memory), strict=True)
             at_once = min(at_once, self.at_once or at_once)
         return scores
 
@@ -180,7 +182,7 @@ class ReferenceLayer:
         q, k, scale = read_behind(self.decoder, self.layer, prefix, embeds, positions[..., split:], arguments)
         queries = some[0].queries
         if len(queries) < q.shape[2]:
-            q = q[:, :, sent(queries - split, q.device)]
+            q = q[:, :, to_device(queries - split, q.device)]
         places = torch.stack([each.places for each in some])
         return relevance_of_sets(q, k, queries, places, scale, self.reduction)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.method.prompt import VideoPrompt
-from lmms_flexselect.models.build import build_model, parse_model_args
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.presets import OPERATIONAL
+from lmms_flexselect.tools.build import build_model, parse_model_args
 
 # Options that change no measurement: all layers are read, by both reductions, and nothing is dropped.
 _NOT_MEASURED = (*OPERATIONAL, "reference_layer", "reduction", "token_budget")

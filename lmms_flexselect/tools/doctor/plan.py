@@ -121,7 +121,7 @@ def resolved(model: str, arguments: Mapping[str, Any], force_simple: bool = Fals
 
 def _upstream_defaults(instance: Any) -> dict[str, Any]:
     """What upstream's class does where nothing is said."""
-    from lmms_flexselect.models._plugin import FlexSelectPlugin
+    from lmms_flexselect.models.plugin import FlexSelectPlugin
 
     parameters = inspect.signature(super(FlexSelectPlugin, instance).__init__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
@@ -131,7 +131,7 @@ def _planned(run: Mapping[str, Any], stand_ins: Path) -> Planned:
     from lmms_eval.models import MODEL_REGISTRY_V2, get_model
     from lmms_eval.utils import simple_parse_args_string
 
-    from lmms_flexselect.models._plugin import FlexSelectPlugin
+    from lmms_flexselect.models.plugin import FlexSelectPlugin
 
     name, tasks = run["model"], tuple(task.strip() for task in run["tasks"].split(","))
     basis: dict[str, Any] = {"model": name, "tasks": tasks}
@@ -183,7 +183,7 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
     from lmms_flexselect.lite.checkpoint import read_selector_config
 
     options, spec = instance.options, family_named(instance._family_name)
-    config = instance._config(str(upstream["pretrained"]))
+    config = instance._checkpoint_config(str(upstream["pretrained"]))
     of_selector = None if selector is None else read_selector_config(str(selector.place)).raw
     model = load(spec.shape)(config, upstream, of_selector)
     kernel = upstream.get("attn_implementation") or "sdpa"
@@ -219,7 +219,7 @@ def _summary(options: Any, model: ModelShape, frames: int, run: RunSettings) -> 
 def _options_of_lmms_eval() -> set[str]:
     from lmms_eval.__main__ import parse_eval_args
 
-    from lmms_flexselect.models._upstream import replaced
+    from lmms_flexselect.models.upstream import replaced
 
     with replaced(sys, argv=["lmms-eval"]):
         parser, _ = parse_eval_args()

@@ -10,8 +10,8 @@ import pytest
 
 from lmms_flexselect import cli
 from lmms_flexselect.errors import OptionError
-from lmms_flexselect.models.llava_vid import LlavaVidFlexSelect
-from lmms_flexselect.models.qwen2_5_vl import Qwen2_5_VLFlexSelect
+from lmms_flexselect.families.llava_video.lmms_eval import LlavaVidFlexSelect
+from lmms_flexselect.families.qwen2_5_vl.lmms_eval import Qwen2_5_VLFlexSelect
 from lmms_flexselect.tools.analysis import recall_command
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models.requests import Paths
 from lmms_flexselect.runtime.processes import Processes
 
 
@@ -41,7 +41,7 @@ class Offer:
     name: tuple[str, ...] = ()
 
 
-def owners(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
+def assign_processes(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
     """Which process answers each request of each process.
 
     The longest videos are dealt out first, each to the process with the least to do so far; of several with as little
@@ -73,7 +73,7 @@ def owners(offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
     ]
 
 
-def share(
+def redistribute(
     requests: Sequence[Any],
     videos: Sequence[Paths],
     weigh: Callable[[Paths], float],
@@ -98,11 +98,16 @@ def share(
     tasks
         lmms-eval's, by name.
     """
-    parcels = [pack(request, tasks) for request in requests]
+    packed = [pack(request, tasks) for request in requests]
     weight = {paths: weigh(paths) for paths in set(videos)}
     offers = [
-        Offer(paths, 0.0 if is_padding(request) else weight[paths], parcel is not None, ("", *map(str, _name(request))))
-        for request, paths, parcel in zip(requests, videos, parcels, strict=True)
+        Offer(
+            paths,
+            0.0 if is_padding(request) else weight[paths],
+            data is not None,
+            ("", *map(str, _name(request))),
+        )
+        for request, paths, data in zip(requests, videos, packed, strict=True)
     ]
 
     def answer_once(given: list[Any], of_videos: list[Paths]) -> list[Any]:
@@ -113,14 +118,20 @@ def share(
         return [answers[i] for i in takes]
 
     return exchange(
-        requests, offers, parcels, answer_once, processes.gather, processes.rank, lambda parcel: unpack(parcel, tasks)
+        requests,
+        offers,
+        packed,
+        answer_once,
+        processes.gather,
+        processes.rank,
+        lambda data: unpack(data, tasks),
     )
 
 
 def exchange(
     requests: Sequence[Any],
     offers: Sequence[Offer],
-    parcels: Sequence[bytes | None],
+    packed: Sequence[bytes | None],
     answer: Callable[[list[Any], list[Paths]], list[Any]],
     gather: Callable[[Any], list[Any]],
     rank: int,
@@ -130,7 +141,7 @@ def exchange(
 
     Parameters
     ----------
-    requests, offers, parcels
+    requests, offers, packed
         What this process was given: itself, what is told of it, and as it is handed over (None if it cannot be).
     answer
         Answers requests about videos; called on every process, with none if there are none.
@@ -139,16 +150,16 @@ def exchange(
     rank
         This process's.
     unpack
-        From a parcel to the request.
+        From bytes to the request.
     """
     everyone = gather(list(offers))
-    owner = owners(everyone)
-    sent = gather({i: parcels[i] for i in range(len(requests)) if owner[rank][i] != rank})
+    owner = assign_processes(everyone)
+    received = gather({i: packed[i] for i in range(len(requests)) if owner[rank][i] != rank})
     own = []
     for home, of_home in enumerate(everyone):
         for i, offer in enumerate(of_home):
             if owner[home][i] == rank:
-                own.append(((i, home), requests[i] if home == rank else unpack(sent[home][i]), offer.videos))
+                own.append(((i, home), requests[i] if home == rank else unpack(received[home][i]), offer.videos))
     own.sort(key=lambda item: item[0])  # as they were before they were dealt out
     answers = answer([request for _, request, _ in own], [videos for _, _, videos in own])
     given = {place: a for (place, _, _), a in zip(own, answers, strict=True)}
@@ -201,8 +212,8 @@ def pack(request: Any, tasks: Mapping[str, Any]) -> bytes | None:
     return buffer.getvalue()
 
 
-def unpack(parcel: bytes, tasks: Mapping[str, Any]) -> Any:
+def unpack(packed: bytes, tasks: Mapping[str, Any]) -> Any:
     """The request, of this process's own tasks."""
-    unpickler = pickle.Unpickler(io.BytesIO(parcel))
+    unpickler = pickle.Unpickler(io.BytesIO(packed))
     unpickler.persistent_load = tasks.__getitem__  # type: ignore[method-assign]
     return unpickler.load()

@@ -24,12 +24,12 @@ from lmms_flexselect.loading import raw_config
 from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.method.registry import selector_class
 from lmms_flexselect.method.selectors import Selector
-from lmms_flexselect.models._answering import Answering, stop
-from lmms_flexselect.models._arguments import check_common, check_defaults, check_machine, typed
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._loading import OneProcess
-from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import (
+from lmms_flexselect.models.arguments import check_common, check_defaults, check_machine, typed
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.running import RequestRunner, abort_run
+from lmms_flexselect.models.selecting_model import SelectingModel
+from lmms_flexselect.models.upstream import (
+    OneProcess,
     mend_response_cache,
     replaced,
     use_upstream_prompts,
@@ -42,8 +42,8 @@ from lmms_flexselect.runtime.processes import Processes
 from lmms_flexselect.runtime.store import VideoStore
 
 
-class FlexSelectPlugin(Answering):
-    """Mixed in before an upstream wrapper; everything family-neutral lives here once, and in `Answering`."""
+class FlexSelectPlugin(RequestRunner):
+    """Mixed in before an upstream wrapper; everything family-neutral lives here once, and in `RequestRunner`."""
 
     _upstream_module: ClassVar[ModuleType]
     _device_map_on_cpu: ClassVar[str] = "cpu"
@@ -64,7 +64,7 @@ class FlexSelectPlugin(Answering):
                 family.store = VideoStore(self.options.store_gpu_gib, self.options.store_cpu_gib)
             selector = self._selector(family)
         except FlexSelectError as error:
-            stop(error)
+            abort_run(error)
         self.family = family
         flexselect = FlexSelect(
             selector,
@@ -75,7 +75,7 @@ class FlexSelectPlugin(Answering):
         )
         self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos, self._needs_frames)
         self._processes = Processes()
-        self._processes.leave_at_exit()
+        self._processes.leave_group_at_exit()
         self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options)
         self.resolved = {**self.options.to_dict(), "upstream": {n: str(v) for n, v in upstream_args.items()}}
@@ -97,7 +97,7 @@ class FlexSelectPlugin(Answering):
         """What reads frames and a question as this model does, outside of lmms-eval's loop."""
         raise NotImplementedError
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         """The checkpoint's configuration, read before any weights are."""
         raise NotImplementedError
 
@@ -105,11 +105,11 @@ class FlexSelectPlugin(Answering):
         """What upstream's constructor loads with, by the names it looks up in its module."""
         raise NotImplementedError
 
-    def _trained_with(self, config: Any) -> dict[str, Any]:
+    def _checkpoint_arguments(self, config: Any) -> dict[str, Any]:
         """Upstream arguments that the checkpoint's configuration tells, and upstream does not read there."""
         return {}
 
-    def _read_with(self, selector: SelectorConfig) -> dict[str, Any]:
+    def _selector_options(self, selector: SelectorConfig) -> dict[str, Any]:
         """Options that a FlexSelect-Lite selector was trained to be read with."""
         return {"reduction": selector.reduction}
 
@@ -140,15 +140,15 @@ class FlexSelectPlugin(Answering):
         if selector is not None:
             folder = checkpoint(str(selector), self._family_name, selector=True)
             given["selector_path"] = os.path.expanduser(folder)
-        config = self._config(pretrained)
+        config = self._checkpoint_config(pretrained)
         num_layers = config.get_text_config().num_hidden_layers
         if measured is not None:
             measured.check(self._family_name, num_layers)
         own = getattr(config, "flexselect", None)
         raw = raw_config(pretrained, self._revision)
-        fill = self._trained_with(config) | preset(self._family_name, pretrained, own, num_layers, raw)
+        fill = self._checkpoint_arguments(config) | preset(self._family_name, pretrained, own, num_layers, raw)
         if given.get("selector") == "lite":
-            fill |= self._read_with(read_selector_config(str(given["selector_path"])))
+            fill |= self._selector_options(read_selector_config(str(given["selector_path"])))
         check_names(fill, known)
         fill = typed(fill, signature)
         said, level = preset_message(self._family_name, pretrained, own, raw)

@@ -1,27 +1,65 @@
-"""What the classes over upstream's Qwen wrappers share: videos read by qwen-vl-utils' rules."""
+"""What the lmms-eval classes share whose videos qwen-vl-utils reads, as grids of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.families.grid_media import (
+    PLACEHOLDERS,
+    AddedPrompts,
+    GridMedia,
+    SeenVideo,
+    element_key,
+    read_key,
+    repeated_placeholder,
+)
 from lmms_flexselect.families.grid_reader import GridReader
-from lmms_flexselect.models._arguments import check_fps
-from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts, MediaProcessor, element_key, read_key
-from lmms_flexselect.models._plugin import FlexSelectPlugin
-from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._questions import check_text
-from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
-from lmms_flexselect.models._seen_videos import SeenVideo, repeated_placeholder
+from lmms_flexselect.families.qwen2_5_vl.options import Options
+from lmms_flexselect.models.arguments import check_fps
+from lmms_flexselect.models.plugin import FlexSelectPlugin
+from lmms_flexselect.models.requests import Paths, check_text
+from lmms_flexselect.models.selecting_model import BatchSelectingModel
 from lmms_flexselect.options import whole_number
 from lmms_flexselect.video import FrameSampling, SampledVideo
 from lmms_flexselect.video_key import VideoKey
 
+
+class GridSelectingModel(BatchSelectingModel):
+    """Reads what a Qwen processor makes."""
+
+    _options: Options
+    _inputs = frozenset(
+        {
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "pixel_values_videos",
+            "image_grid_thw",
+            "video_grid_thw",
+            "second_per_grid_ts",
+            "mm_token_type_ids",
+            "video_keys",
+            "pixels_omitted",
+        }
+    )
+    _visual_token = "video_token_id"
+
+    def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
+        """No video in it, or the library's baseline asked for."""
+        baseline = self._options.selector == "none" and self._options.rope == "library"
+        keeps_timing = self._options.seconds_per_unit is None
+        return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
+
+    def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in inputs.items() if name not in ("video_keys", "pixels_omitted")}
+
+
 _FRAMES_PER_UNIT = 2
 
 
-class QwenPlugin(FlexSelectPlugin):
+class GridPlugin(FlexSelectPlugin):
     """See `FlexSelectPlugin`."""
 
     _placeholders = PLACEHOLDERS
@@ -33,10 +71,10 @@ class QwenPlugin(FlexSelectPlugin):
     system_prompt: str | None
     reasoning_prompt: str | None
 
-    def _selecting_model(self, *arguments: Any) -> QwenSelectingModel:
+    def _selecting_model(self, *arguments: Any) -> GridSelectingModel:
         self._sampled = self._sampling()
         self._bare_processor = self.processor
-        self.processor = MediaProcessor(
+        self.processor = GridMedia(
             self.processor,
             self._sampled,
             self.options.strict,
@@ -46,7 +84,7 @@ class QwenPlugin(FlexSelectPlugin):
             self._added(),
             self._spell,
         )
-        return QwenSelectingModel(*arguments)
+        return GridSelectingModel(*arguments)
 
     def _spell(self, processor: Any, text: str, seen: Sequence[SeenVideo]) -> str:
         """How the processor writes videos into a prompt; see `inputs_without_pixels`."""

@@ -12,22 +12,21 @@ from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
+from lmms_flexselect.families.grid_media import PLACEHOLDERS, AddedPrompts
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models._answering import stop
-from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._media import PLACEHOLDERS, AddedPrompts
-from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
-from lmms_flexselect.models._records import Answer
-from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.models.records import Answer
+from lmms_flexselect.models.running import abort_run
+from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 from lmms_flexselect.video import FrameSampling
 
 _UPSTREAM_SIMPLE_FPS = 2.0
 _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")
 
 
-class _Qwen2_5_VLPlugin(QwenPlugin):
+class _Qwen2_5_VLPlugin(GridPlugin):
     options: Options
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
@@ -37,7 +36,7 @@ class _Qwen2_5_VLPlugin(QwenPlugin):
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, self.upstream_name)
 
     def _loaders(self) -> dict[str, Any]:
@@ -71,7 +70,9 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Answer]:
         """Upstream's loop takes a simple model's requests, and a chat model is given others."""
-        stop(FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple"))
+        abort_run(
+            FlexSelectError("qwen2_5_vl: lmms-eval's chat class cannot answer multi-round tasks; give --force_simple")
+        )
 
 
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
@@ -86,7 +87,7 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
         # Upstream's simple class does not tell the processor the frame rate; its own positions are computed without.
         return self.options.rope == "published"
 
-    def _stand_ins(self) -> dict[str, Any]:
+    def _upstream_replacements(self) -> dict[str, Any]:
         # Upstream opens every video once more for a frame size that it does not use.
         return {"decord": _NoProbe}
 

@@ -20,8 +20,8 @@ from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, small_frames
 from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._records import PreparedRow, text_of
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import PreparedRow, text_of
 from lmms_flexselect.video_file import open_video
 from lmms_flexselect.video_key import VideoKey, video_key
 
@@ -154,14 +154,14 @@ class InternVLMedia:
         start = time.perf_counter()
         try:
             keys = [self.key(path) for path in videos or []]
-            left_out = [self.knows(key) for key in keys]
+            pixels_omitted = [self.knows(key) for key in keys]
             pixels = [self._read(path, key) for path, key in zip(videos or [], keys, strict=True)]
         except VideoError as error:
             if self._strict:
                 raise
             logger.warning(f"answered empty: {error}")
             self._row.error, self._row.videos = str(error), []
-            pixels, keys, left_out, images = [], [], [], None
+            pixels, keys, pixels_omitted, images = [], [], [], None
             text = text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
         frames = [len(video["frames_indices"]) for video in self._row.videos]
         tiles: list[int] = []
@@ -186,7 +186,7 @@ class InternVLMedia:
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
         features = BatchFeature(inputs)
         if keys:
-            features |= {"video_keys": keys, "left_out": left_out}
+            features |= {"video_keys": keys, "pixels_omitted": pixels_omitted}
         features["rows"] = [self._row]
         return features
 

@@ -20,8 +20,8 @@ from lmms_flexselect.families.llava_video.frames import (
     read_pictures,
 )
 from lmms_flexselect.families.pixels import is_path
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._records import PreparedRow
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import PreparedRow
 from lmms_flexselect.video_file import file_complaint
 from lmms_flexselect.video_key import VideoKey, video_key
 

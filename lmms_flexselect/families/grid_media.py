@@ -1,26 +1,29 @@
-"""The processor that upstream's Qwen loops talk to: upstream's own, with the reading of videos taken over.
+"""The processor that upstream's loops talk to where videos are grids of patches: upstream's, but for the reading.
 
 An upstream loop renders its chat messages, lets qwen-vl-utils fetch what they point to, and calls the processor on
 both. Here rendering also fetches, and takes the media out of the messages, so that upstream finds nothing left to
-fetch and the processor call puts in what was read.
+fetch and the processor call puts in what was read. Of a video whose visual tokens are kept the pixels are omitted.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
+from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError, first_line
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._questions import check_text
-from lmms_flexselect.models._records import PreparedRow, text_of
-from lmms_flexselect.models._seen_videos import SeenVideo, Spell, inputs_without_pixels, repeated_placeholder, seen_in
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import PreparedRow, text_of
+from lmms_flexselect.models.requests import check_text
 from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
 from lmms_flexselect.video_key import VideoKey, video_key
 
@@ -77,7 +80,68 @@ def read_key(key: VideoKey) -> SampledVideo:
     return read_video_bytes({"video": key.path, **dict(rules)}, sampling, patch)  # type: ignore[arg-type]
 
 
-class MediaProcessor:
+@dataclass
+class SeenVideo:
+    """What a Qwen processor made of a video, but for its pixels.
+
+    Attributes
+    ----------
+    metadata
+        What it was told of it.
+    grid
+        Time, height and width in patches.
+    seconds_per_unit
+        Between temporal units, as the processor has it; None if it does not say.
+    """
+
+    metadata: dict[str, Any]
+    grid: list[int]
+    seconds_per_unit: float | None
+
+
+def seen_in(
+    inputs: Any, keys: Sequence[VideoKey | None], metadata: Sequence[dict[str, Any]]
+) -> dict[VideoKey, SeenVideo]:
+    """The videos of a batch that the processor has made `inputs` of."""
+    grids, seconds = inputs.get("video_grid_thw"), inputs.get("second_per_grid_ts")
+    if grids is None:
+        return {}
+    return {
+        key: SeenVideo(told, grids[n].tolist(), None if seconds is None else float(seconds[n]))
+        for n, (key, told) in enumerate(zip(keys, metadata, strict=True))
+        if key is not None
+    }
+
+
+Spell = Callable[[Any, str, Sequence[SeenVideo]], str]
+"""Of the processor, a rendered prompt and the videos in it: the prompt with all their tokens spelled out."""
+
+
+def repeated_placeholder(processor: Any, text: str, seen: Sequence[SeenVideo]) -> str:
+    """A prompt in which each video is as many placeholders as it has visual tokens."""
+    token, merge = processor.video_token, processor.video_processor.merge_size
+    counts = iter([math.prod(video.grid) // merge**2 for video in seen])
+    return re.sub(re.escape(token), lambda _: token * next(counts), text)
+
+
+def inputs_without_pixels(
+    processor: Any, seen: Sequence[SeenVideo], spell: Spell, text: Sequence[str], **kwargs: Any
+) -> BatchFeature:
+    """What the processor makes of texts about these videos, in their order, and that their pixels are left out.
+
+    The processor itself refuses texts without their videos. `kwargs` are its own that say how texts are padded.
+    """
+    waiting = iter(seen)
+    spelled = [spell(processor, one, [next(waiting) for _ in range(one.count(processor.video_token))]) for one in text]
+    inputs = BatchFeature(dict(processor.tokenizer(spelled, **kwargs)))
+    inputs["video_grid_thw"] = torch.tensor([video.grid for video in seen])
+    if all(video.seconds_per_unit is not None for video in seen):
+        inputs["second_per_grid_ts"] = [video.seconds_per_unit for video in seen]
+    inputs["pixels_omitted"] = [True] * len(seen)
+    return inputs
+
+
+class GridMedia:
     """Wraps a Qwen processor; everything not defined here is the wrapped one's.
 
     Parameters
@@ -125,7 +189,7 @@ class MediaProcessor:
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
         self._videos: list[SampledVideo | SeenVideo] = []
-        self._leave_out = False
+        self._omit_pixels = False
         self._keys: list[VideoKey | None] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -141,7 +205,7 @@ class MediaProcessor:
                 check_text(text_of(message), PLACEHOLDERS, f"the message {text_of(message)!r}")
             self._added.add(conversation)
         elements = [element for conversation in batch for element in extract_vision_info(conversation)]
-        self._leave_out = all(self._knows_element(element) for element in elements)
+        self._omit_pixels = all(self._knows_element(element) for element in elements)
         for conversation in batch:
             self._rows.append(self._read(conversation))
         rendered = self._processor.apply_chat_template(conversations, **kwargs)
@@ -212,7 +276,7 @@ class MediaProcessor:
             key = self._key(element)
             if key is None:
                 return read_video_bytes(element, self._sampling, self._patch), None
-            return self._seen[key] if self._leave_out else self._frames.get(key), key
+            return self._seen[key] if self._omit_pixels else self._frames.get(key), key
         # A list of images: nothing to sample.
         frames, metadata = fetch_video(element, image_patch_size=self._patch, return_video_metadata=True)
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None

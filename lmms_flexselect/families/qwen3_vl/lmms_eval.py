@@ -10,14 +10,13 @@ from lmms_eval.models.chat.qwen3_vl import Qwen3_VL as UpstreamChat
 from lmms_eval.models.simple import qwen3_vl as upstream
 from lmms_eval.models.simple.qwen3_vl import Qwen3_VL as UpstreamSimple
 
+from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
+from lmms_flexselect.families.grid_media import SeenVideo
 from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
 from lmms_flexselect.families.qwen3_vl.options import Options
 from lmms_flexselect.families.qwen3_vl.timestamps import unit_seconds, with_videos
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models._loading import StrictLoader
-from lmms_flexselect.models._qwen_plugin import QwenPlugin, check_video_names
-from lmms_flexselect.models._seen_videos import SeenVideo
-from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 from lmms_flexselect.video import FrameSampling
 
 CHECKPOINTS = {
@@ -29,7 +28,7 @@ CHECKPOINTS = {
 _UPSTREAM_FPS = 2.0  # qwen-vl-utils', where upstream bounds a video by `total_pixels` and says no rate
 
 
-class _Qwen3VLPlugin(QwenPlugin):
+class _Qwen3VLPlugin(GridPlugin):
     options: Options
     total_pixels: int | None
     tokenizer: Any
@@ -39,13 +38,13 @@ class _Qwen3VLPlugin(QwenPlugin):
     def _family(self, model: Any) -> Qwen3_VL:
         return Qwen3_VL(model, self.tokenizer, rope=self.options.rope)
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, *CHECKPOINTS)
 
     def _loaders(self) -> dict[str, Any]:
         def model_class(pretrained: str, is_moe: bool) -> tuple[StrictLoader, str]:
             """By the checkpoint's configuration; upstream goes by its name."""
-            name = CHECKPOINTS[self._config(pretrained).model_type]
+            name = CHECKPOINTS[self._checkpoint_config(pretrained).model_type]
             return StrictLoader(getattr(transformers, name), self.options.dtype), "torch_dtype"
 
         return {"_resolve_model_class": model_class}
@@ -79,7 +78,7 @@ class Qwen3VLFlexSelect(_Qwen3VLPlugin, UpstreamChat):
 class Qwen3VLFlexSelectSimple(_Qwen3VLPlugin, UpstreamSimple):
     """Simple class (``--force_simple``)."""
 
-    def _stand_ins(self) -> dict[str, Any]:
+    def _upstream_replacements(self) -> dict[str, Any]:
         # Upstream opens every video once more to count its frames, and prepares a batch while another is answered;
         # videos are read ahead here, and each batch's rows are handed over with it.
         return {"decord": _NoProbe, "ThreadPoolExecutor": _InTurn}

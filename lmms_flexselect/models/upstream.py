@@ -18,10 +18,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.caching.response_cache import ResponseCache
 
-from lmms_flexselect.models._records import Answer, answer_of
+from lmms_flexselect.loading import load_whole
+from lmms_flexselect.models.records import Answer, answer_of
 
 SUFFIX = "_flexselect"
 
@@ -75,9 +77,9 @@ def mend_response_cache() -> None:
     - What it is given for a request may be a pair or a list of rounds (`Answer`): it gets the bare value of those, and
       none of what must not be kept; and what it has from an earlier run becomes an `Answer` again.
     - It writes answers down when all have come. If ours stop before, by an error or a signal, those that are there are
-      written by the same method, and go into the file that the next run looks into (`Answering.keep`).
+      written by the same method, and go into the file that the next run looks into (`RequestRunner.keep`).
     - A process whose requests all come out of the cache is not called at all, while others wait for it: it is called
-      afterwards (`Answering.after_cache`).
+      afterwards (`RequestRunner.after_response_cache`).
     """
     original = ResponseCache.execute
     if hasattr(original, "__wrapped__"):
@@ -114,7 +116,7 @@ def mend_response_cache() -> None:
         lm.keep = keep
         try:
             answers = through(getattr(lm, reqtype), requests)
-            lm.after_cache(reqtype, requests)
+            lm.after_response_cache(reqtype, requests)
         finally:
             del lm.keep
         return answers
@@ -209,3 +211,40 @@ def with_visuals(requests: Sequence[Any], change: Callable[[list[Any], str], lis
         visuals = changed(doc_to_visual, question)
         request.arguments = (question, second, visuals, *map(changed_rounds, rounds), *request.args[-3:])
     return copied
+
+
+class StrictLoader:
+    """A model class as upstream's constructors use it, which takes our dtype and refuses a checkpoint with gaps.
+
+    Parameters
+    ----------
+    model_class
+        The class that upstream would use.
+    dtype
+        Of the weights: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+    """
+
+    def __init__(self, model_class: Any, dtype: str) -> None:
+        self._model_class = model_class
+        self._dtype = getattr(torch, dtype)
+
+    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
+        """See `load_whole`; `torch_dtype`, upstream's, is not looked at."""
+        return load_whole(self._model_class, pretrained, self._dtype, **kwargs)
+
+
+class OneProcess:
+    """The part of `Accelerator` that upstream's constructors and loops read when there is one process."""
+
+    num_processes = 1
+    local_process_index = 0
+    process_index = 0
+    is_main_process = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Takes what `Accelerator` takes."""
+
+    @staticmethod
+    def unwrap_model(model: Any) -> Any:
+        """See `Accelerator.unwrap_model`."""
+        return model

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from loguru import logger
+from torch import Tensor
 
 from lmms_flexselect.errors import OptionError, VideoError
-from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video
+from lmms_flexselect.families.llava_video.family import VIDEO_TOKEN, LlavaVideo, continuation_loss, load_llava_video
 from lmms_flexselect.families.llava_video.frames import LlavaClip, sample_frames
+from lmms_flexselect.families.llava_video.llava_package import DEFAULT_IMAGE_TOKEN, conv_templates, upstream_llava_vid
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, check_pooling
 from lmms_flexselect.families.llava_video.reader import LlavaVideoReader
-from lmms_flexselect.models._llava_frames import (
+from lmms_flexselect.families.llava_video.visuals import (
     DECODERS,
     LlavaFrames,
     VisualSource,
@@ -23,13 +26,108 @@ from lmms_flexselect.models._llava_frames import (
     read_key,
     visuals_key,
 )
-from lmms_flexselect.models._llava_package import DEFAULT_IMAGE_TOKEN, conv_templates, upstream_llava_vid
-from lmms_flexselect.models._llava_selecting_model import LlavaSelectingModel
-from lmms_flexselect.models._plugin import FlexSelectPlugin
-from lmms_flexselect.models._preflight import Paths
-from lmms_flexselect.models._upstream import with_visuals
+from lmms_flexselect.models.plugin import FlexSelectPlugin
+from lmms_flexselect.models.requests import Paths
+from lmms_flexselect.models.selecting_model import SelectingModel, prompt_counts
+from lmms_flexselect.models.upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
+from lmms_flexselect.runtime.measure import now, peak_memory
 from lmms_flexselect.video_key import VideoKey
+
+
+class LlavaSelectingModel(SelectingModel):
+    """Called as upstream calls the original LLaVA-Video."""
+
+    def generate(
+        self,
+        inputs: Tensor,
+        images: list[LlavaFrames],
+        attention_mask: Any = None,
+        modalities: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """transformers' ``generate``, over a prompt shortened to the token budget.
+
+        Parameters
+        ----------
+        inputs
+            ``(1, tokens)`` int64 with `VIDEO_TOKEN` where the video belongs.
+        images
+            The one video.
+        attention_mask, modalities
+            As upstream passes them; not read, since nothing is padded and all is video.
+
+        Returns
+        -------
+        Tensor
+            ``(1, new)`` int64: new tokens alone, padding if the video could not be read.
+        """
+        (video,) = images
+        if video.failure is not None:
+            if self._options.strict or not isinstance(video.failure, VideoError):
+                raise video.failure
+            logger.warning(f"answered empty: {video.failure}")
+            inputs = inputs[inputs != VIDEO_TOKEN][None]
+        if not kwargs.get("do_sample"):
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("temperature", "top_p")}
+        shown = [] if video.failure else [video]
+        inputs_of = {"videos": [v.frames for v in shown], "video_keys": [v.key for v in shown]}
+        return self._generated({"input_ids": inputs, **inputs_of}, [video.row], **kwargs)
+
+    def __call__(
+        self, input_ids: Tensor, labels: Tensor, images: list[LlavaFrames], modalities: Any = None
+    ) -> dict[str, Tensor]:
+        """How likely the labelled end of a text is, behind its beginning shortened to the token budget.
+
+        What is kept is chosen by the beginning alone, so that it is the same for every continuation.
+
+        Parameters
+        ----------
+        input_ids
+            ``(1, tokens)`` int64 with `VIDEO_TOKEN` where the video belongs.
+        labels
+            Of the same shape, -100 for the beginning.
+        images
+            The one video.
+
+        Returns
+        -------
+        dict
+            ``loss``, the mean negative log-likelihood of the labelled tokens; ``logits`` ``(1, tokens, vocabulary)``,
+            where row i is what token i was predicted from, so that upstream's comparison with `input_ids` holds;
+            zero for the beginning.
+
+        Raises
+        ------
+        VideoError
+            If the video could not be read, also with ``strict=false``: there is no empty likelihood.
+        """
+        (video,) = images
+        if video.failure is not None:
+            raise video.failure
+        context = int((labels[0] == -100).sum())
+        continuation = input_ids[0, context:]
+        start = now()
+        with peak_memory() as peak:
+            (selection,), selector_seconds = self._selected(
+                {"input_ids": input_ids[:, :context], "videos": [video.frames], "video_keys": [video.key]}
+            )
+            predicted = self._family.continuation_logits(selection.prompt, continuation)
+            end = now()
+        counts = [{**prompt_counts(selection), "output_tokens": len(continuation)}]
+        self._record(
+            [video.row],
+            [selection],
+            counts,
+            time_to_first_token_seconds=end - start,
+            selector_seconds=selector_seconds,
+            generate_seconds=end - start,
+            peak_memory_gib=peak.gib,
+        )
+        beginning = predicted.new_zeros(context, predicted.shape[-1])
+        logits = torch.cat([beginning, predicted])[None].to(input_ids.device)
+        return {"loss": continuation_loss(predicted, continuation), "logits": logits}
+
 
 upstream = upstream_llava_vid()
 if TYPE_CHECKING:
@@ -83,10 +181,10 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
                 raise OptionError(f"dtype={given['dtype']} and torch_dtype={theirs}: give one of them")
         return {**super()._resolve(given), "torch_dtype": self.options.dtype}
 
-    def _config(self, pretrained: str) -> LlavaVideoConfig:
+    def _checkpoint_config(self, pretrained: str) -> LlavaVideoConfig:
         return LlavaVideoConfig.from_checkpoint(pretrained)
 
-    def _trained_with(self, config: Any) -> dict[str, Any]:
+    def _checkpoint_arguments(self, config: Any) -> dict[str, Any]:
         return {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:

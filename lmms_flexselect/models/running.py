@@ -18,14 +18,20 @@ from loguru import logger
 from tqdm import tqdm
 
 from lmms_flexselect.errors import FlexSelectError, first_line
-from lmms_flexselect.models._frames import Frames
-from lmms_flexselect.models._order import NoProgress, OneBatch, in_batches
-from lmms_flexselect.models._preflight import Paths, check_videos, request_videos
-from lmms_flexselect.models._questions import check_requests
-from lmms_flexselect.models._records import Answer, answer_of, gather, results_block
-from lmms_flexselect.models._regroup import is_padding, share
-from lmms_flexselect.models._selecting_model import SelectingModel
-from lmms_flexselect.models._upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
+from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.records import Answer, answer_of, gather, results_block
+from lmms_flexselect.models.requests import (
+    NoProgress,
+    OneBatch,
+    Paths,
+    check_requests,
+    check_videos,
+    in_batches,
+    request_videos,
+)
+from lmms_flexselect.models.scheduling import is_padding, redistribute
+from lmms_flexselect.models.selecting_model import SelectingModel
+from lmms_flexselect.models.upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.runtime.processes import Processes, ended_by_signals
 from lmms_flexselect.video_file import file_complaint, video_length
@@ -34,7 +40,7 @@ from lmms_flexselect.video_key import VideoKey
 _MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
-class Answering(lmms):
+class RequestRunner(lmms):
     """Stands before an upstream wrapper, whose loop stays in charge, and is handed what it asks for.
 
     That is something that reads the videos (a family's own), and a model that selects before it generates
@@ -87,7 +93,7 @@ class Answering(lmms):
         """How many frames are read of a video of so many, at so many a second."""
         raise NotImplementedError
 
-    def _stand_ins(self) -> dict[str, Any]:
+    def _upstream_replacements(self) -> dict[str, Any]:
         """What upstream's loop is shown in its module while it runs, besides what orders its requests."""
         return {}
 
@@ -117,7 +123,7 @@ class Answering(lmms):
     def keep(self, finished: list[tuple[Any, Answer]]) -> None:
         """Keep the answers of a run that is ending before its end; while lmms-eval's response cache asks, that does."""
 
-    def after_cache(self, kind: str, requests: list[Any]) -> None:
+    def after_response_cache(self, kind: str, requests: list[Any]) -> None:
         """Called when lmms-eval's response cache is done: take part in what others ask, unless that was done."""
         if self._regroups(requests) and not self._joined:
             self._run(kind, [])
@@ -148,7 +154,7 @@ class Answering(lmms):
                 self.keep(self._finished)
             except Exception as lost:
                 logger.warning(f"the {len(self._finished)} answers so far were not kept ({first_line(lost)})")
-        stop(error)
+        abort_run(error)
 
     def _regroups(self, requests: list[Any]) -> bool:
         """Whether several processes share their requests out anew; the same on each.
@@ -165,7 +171,7 @@ class Answering(lmms):
         """Answers to this process's requests, from whichever process was given their videos."""
         self._joined = True
         answer = functools.partial(self._answers, kind)
-        return share(requests, videos, self._weight, answer, self._processes, our_tasks())
+        return redistribute(requests, videos, self._weight, answer, self._processes, our_tasks())
 
     def _weight(self, paths: Paths) -> float:
         """How long a request about these videos takes: the frames that are read of them, of a bad one 1."""
@@ -190,7 +196,7 @@ class Answering(lmms):
             "utils": SimpleNamespace(**{**vars(utils), "Collator": OneBatch}),
             "tqdm": NoProgress,
             "log_metrics": lambda **measured: None,  # of one batch; `clean` reports the run's
-            **self._stand_ins(),
+            **self._upstream_replacements(),
         }
         batches = in_batches(requests, videos, int(self.batch_size) if kind == self._answers_in_batches else 1)
         keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
@@ -244,7 +250,7 @@ class Answering(lmms):
         super().clean()
 
 
-def stop(error: BaseException) -> NoReturn:
+def abort_run(error: BaseException) -> NoReturn:
     """Raise; in a run of several processes end this one, so that the launcher ends the others.
 
     lmms-eval catches exceptions and exits with 0. Alone, that leaves no results file and the message as its last

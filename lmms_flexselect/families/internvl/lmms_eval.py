@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lmms_eval.models.chat import internvl_hf as upstream
 from lmms_eval.models.chat.internvl_hf import InternVLHf
+from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN, read_config
 from lmms_flexselect.families.internvl.family import InternVL
+from lmms_flexselect.families.internvl.media import InternVLMedia, PromptForm, SmallFrames
 from lmms_flexselect.families.internvl.options import Options
 from lmms_flexselect.families.internvl.processor import FrameSegments, load_processor
 from lmms_flexselect.families.internvl.prompt import END, START, VIDEO_MARK
 from lmms_flexselect.families.internvl.reader import InternVLReader
 from lmms_flexselect.families.internvl.tokenizer import stop_token_ids
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
-from lmms_flexselect.models._arguments import check_fps
-from lmms_flexselect.models._internvl_processor import InternVLMedia, PromptForm, SmallFrames
-from lmms_flexselect.models._internvl_selecting_model import InternVLSelectingModel
-from lmms_flexselect.models._plugin import FlexSelectPlugin
-from lmms_flexselect.models._preflight import Paths
+from lmms_flexselect.models.arguments import check_fps
+from lmms_flexselect.models.plugin import FlexSelectPlugin
+from lmms_flexselect.models.requests import Paths
+from lmms_flexselect.models.selecting_model import BatchSelectingModel
+from lmms_flexselect.models.upstream import EscapeUpstream
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
+
+_SELECTORS = ("selector_ids", "selector_video", "selector_frame")
+_OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "pixels_omitted")
+
+
+class InternVLSelectingModel(BatchSelectingModel):
+    """Reads what `InternVLMedia` makes."""
+
+    _inputs = frozenset({"input_ids", "attention_mask", "pixel_values", *_OURS})
+    _visual_token = "image_token_id"
+
+    def generate(self, **kwargs: Any) -> Tensor:
+        """See `BatchSelectingModel`; upstream's loop would make an empty answer of any exception.
+
+        Raises
+        ------
+        EscapeUpstream
+            For whatever went wrong.
+        """
+        try:
+            return super().generate(**kwargs)
+        except Exception as error:
+            raise EscapeUpstream(error) from error
+
+    def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
+        """No video in it."""
+        return bool((inputs["token_video"] < 0).all())
+
+    def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: value for name, value in inputs.items() if name not in _OURS}
 
 
 class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
@@ -52,10 +84,10 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         start, end = self.tokenizer.convert_tokens_to_ids([START, END])
         return InternVL(model, (start, end), self.options.image_marks)
 
-    def _read_with(self, selector: SelectorConfig) -> dict[str, Any]:
+    def _selector_options(self, selector: SelectorConfig) -> dict[str, Any]:
         # The published selector's offset is one of prompts without labels; see `InternVL.shift_window`.
         labels = {} if selector.trained_here else {"frame_labels": "bare"}
-        return super()._read_with(selector) | labels
+        return super()._selector_options(selector) | labels
 
     def _selecting_model(self, *arguments: Any) -> InternVLSelectingModel:
         self._bare_processor = self.processor
@@ -104,10 +136,10 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
         self._revision = str(given["revision"]) if "revision" in given else None
         return super()._resolve({**given, **wordless})
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return read_config(pretrained, self._revision)
 
-    def _trained_with(self, config: Any) -> dict[str, Any]:
+    def _checkpoint_arguments(self, config: Any) -> dict[str, Any]:
         return {"system_message": "none" if config.original_template is None else "internvl2_5"}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
