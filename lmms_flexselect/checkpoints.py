@@ -88,7 +88,7 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
         for key, model in models.items():
             place = _place(key, name)
             doubt = "" if shape in (None, (model.hidden_size, model.num_layers)) else _words(shape)
-            # Other words before a model's name may say that it is something else: compare-with-qwen2.5-vl-7b.
+            # Other words before a model's name may say that it is something else: compare-with-NAME.
             if place == 0 or (place and not doubt):
                 called = own if source.startswith("_name") else name
                 return Identity(called, key, f"{source} is {name}", doubt)

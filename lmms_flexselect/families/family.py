@@ -137,7 +137,7 @@ class Family:
         Parameters
         ----------
         frame
-            Of the first video; Qwen2.5-VL: temporal unit.
+            Of the first video: the family's unit (see `VideoPrompt.frame`).
         """
         of_frame = prompt.visual & (prompt.video == 0) & (prompt.frame == frame)
         return self._picture(of_frame.nonzero().squeeze(-1), *prompt.grids[0][1:])

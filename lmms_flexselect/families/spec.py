@@ -28,7 +28,7 @@ class ModelName:
     Attributes
     ----------
     name
-        For instance ``"qwen2_5_vl_flexselect"``.
+        Upstream's name of its class, with ``_flexselect`` behind it.
     chat, simple
         The classes behind it, as ``"package.module:Name"``; None where upstream has none of the kind.
     """
