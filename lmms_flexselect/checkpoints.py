@@ -95,6 +95,8 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
     for key, model in models.items():
         if config and shape == (model.hidden_size, model.num_layers) and model.entries.items() <= _entries(config):
             return Identity(own, key, f"its config.json has the shape of that model ({_words(shape)})")
+    if not models:
+        return Identity(own, None, "no settings were published for models of this family")
     known = ", ".join(models)
     shown = f", and its shape ({_words(shape)}) is none of theirs" if shape else ""
     return Identity(own, None, f"its name ({own}) is none of {known}{shown}")

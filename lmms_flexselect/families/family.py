@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.lite.networks import Tower, network_of
 from lmms_flexselect.lite.selector import Lite
 from lmms_flexselect.method.prompt import VideoPrompt, generation_inputs, passing_extras
 from lmms_flexselect.method.selectors import ReferenceLayer
@@ -55,7 +56,7 @@ def giving_way(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Family:
-    """How one VideoLLM is read; a family adds ``prompts(inputs)`` and ``tower``.
+    """How one VideoLLM is read; a family adds ``prompts(inputs)`` and, for FlexSelect-Lite selectors, `tower`.
 
     The inputs of every family's `prompts` may name their videos, so that a video's next question finds what was
     computed for the last one:
@@ -68,6 +69,8 @@ class Family:
 
     Attributes
     ----------
+    name
+        Its `FamilySpec`'s.
     model
         The loaded model, on any device or devices.
     round_budget
@@ -82,6 +85,7 @@ class Family:
         nothing. Results are the same with and without.
     """
 
+    name: ClassVar[str]
     model: Any
     round_budget: ClassVar[bool] = False
     generate_sees_ids: ClassVar[bool] = True
@@ -92,6 +96,18 @@ class Family:
     def decoder(self) -> nn.Module:
         """The text model."""
         return self.model.model.language_model
+
+    @property
+    def tower(self) -> Tower:
+        """What a FlexSelect-Lite selector reads.
+
+        Raises
+        ------
+        OptionError
+            If the family has no such selectors.
+        """
+        network_of(self.name)
+        raise NotImplementedError
 
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
         """The training-free selector of this model."""

@@ -24,9 +24,9 @@ class StrictLoader:
         self._model_class = model_class
         self._dtype = getattr(torch, dtype)
 
-    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
-        """See `load_whole`; `torch_dtype`, upstream's, is not looked at."""
-        return load_whole(self._model_class, pretrained, self._dtype, **kwargs)
+    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, device_map: Any = None, **kwargs: Any) -> Any:
+        """See `load_whole`; `torch_dtype`, upstream's, is not looked at, and an empty `device_map` is none."""
+        return load_whole(self._model_class, pretrained, self._dtype, device_map=device_map or None, **kwargs)
 
 
 class OneProcess:

@@ -158,7 +158,7 @@ class SelectingModel:
             "split": record.split,
             "doc_id": record.doc_id,
             "question": media.text,
-            "family": self._family.tower.family,
+            "family": self._family.name,
             "videos": media.videos,
         }
         try:

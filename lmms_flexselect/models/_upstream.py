@@ -21,9 +21,8 @@ from weakref import WeakSet
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.caching.response_cache import ResponseCache
 
+from lmms_flexselect.families.spec import families
 from lmms_flexselect.models._records import Answer, answer_of
-
-SUFFIX = "_flexselect"
 
 # Tasks built for the model constructed last.
 _our_tasks: WeakSet[ConfigurableTask] = WeakSet()
@@ -32,7 +31,8 @@ _our_tasks: WeakSet[ConfigurableTask] = WeakSet()
 def upstream_name(model: Any) -> str | None:
     """The upstream model whose prompts a model of ours gets, by its ``--model`` name or instance; None if not ours."""
     if isinstance(model, str):
-        return model.removesuffix(SUFFIX) if model.endswith(SUFFIX) else None
+        names = {each.name: each.upstream_name for spec in families().values() for each in spec.models}
+        return names.get(model)
     return getattr(model, "upstream_name", None)
 
 

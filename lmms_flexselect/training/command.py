@@ -78,6 +78,7 @@ class SelectorOptions:
             ("teacher_dtype", ("bfloat16", "float16", "float32")),
         ):
             check_choice(name, getattr(self, name), allowed)
+        network_of(self.family)
         for name in ("frames", "held_out", *SIZES):
             if getattr(self, name) is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), 1))
