@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmms_flexselect.models._records import PreparedRow
 from lmms_flexselect.models._selecting_model import Answers, SelectingModel
+from lmms_flexselect.models._upstream import EscapeUpstream
 
 
 class BatchSelectingModel(SelectingModel):
@@ -28,11 +29,19 @@ class BatchSelectingModel(SelectingModel):
         Tensor
             ``(batch, prompt + new)`` int64: the *unshortened* `input_ids` with the new tokens behind them, since
             upstream cuts the prompt off by its length. The answer of a row whose video could not be read is padding.
+
+        Raises
+        ------
+        EscapeUpstream
+            For whatever goes wrong: some of upstream's loops would make an empty answer of any `Exception`.
         """
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self._inputs}
         ids = inputs["input_ids"]
         rows: list[PreparedRow] = kwargs.pop("rows")
-        return torch.cat([ids, self._generated(inputs, rows, **kwargs).to(ids.device)], dim=1)
+        try:
+            return torch.cat([ids, self._generated(inputs, rows, **kwargs).to(ids.device)], dim=1)
+        except Exception as error:
+            raise EscapeUpstream(error) from error
 
     def _answer(self, inputs: Mapping[str, Any], **kwargs: Any) -> Answers:
         if not self._passes_through(inputs):

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from lmms_flexselect.models._batch_selecting_model import BatchSelectingModel
-from lmms_flexselect.models._upstream import EscapeUpstream
 
 _SELECTORS = ("selector_ids", "selector_video", "selector_frame")
 _OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "left_out")
@@ -19,19 +16,6 @@ class InternVLSelectingModel(BatchSelectingModel):
 
     _inputs = frozenset({"input_ids", "attention_mask", "pixel_values", *_OURS})
     _visual_token = "image_token_id"
-
-    def generate(self, **kwargs: Any) -> Tensor:
-        """See `BatchSelectingModel`; upstream's loop would make an empty answer of any exception.
-
-        Raises
-        ------
-        EscapeUpstream
-            For whatever went wrong.
-        """
-        try:
-            return super().generate(**kwargs)
-        except Exception as error:
-            raise EscapeUpstream(error) from error
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         """No video in it."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from lmms_eval.models.simple import llava_hf as upstream
 from loguru import logger
-from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from flexselect_llava_onevision.family import LlavaOnevision
@@ -27,13 +26,6 @@ class SelectingLlava(BatchSelectingModel):
     _inputs = frozenset({"input_ids", "attention_mask", "pixel_values", "image_sizes", "batch_num_images"})
     _inputs |= {"pixel_values_videos", "video_keys"}
     _visual_token = "image_token_id"
-
-    def generate(self, **kwargs: Any) -> Tensor:
-        """Upstream's loop would make an empty answer of any exception."""
-        try:
-            return super().generate(**kwargs)
-        except Exception as error:
-            raise EscapeUpstream(error) from error
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         return "pixel_values_videos" not in inputs
@@ -68,7 +60,6 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
         return SelectingLlava(*arguments)
 
     def reader(self) -> OnevisionReader:
-        """See `FlexSelectPlugin.reader`."""
         return OnevisionReader(self.family, self._processor, self.max_frames_num)
 
     def _video_keys(self, paths: Iterable[str]) -> Iterable[VideoKey | None]:

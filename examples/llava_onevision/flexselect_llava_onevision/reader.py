@@ -31,17 +31,14 @@ class OnevisionReader:
 
     @classmethod
     def load(cls, pretrained: str, dtype: torch.dtype, frames: int, init: str | None, **kwargs: Any) -> Any:
-        """See `lmms_flexselect.families.reader.load_reader`."""
         checkpoint_config(pretrained, "llava_onevision")
         model = load_whole(LlavaOnevisionForConditionalGeneration, pretrained, dtype, **kwargs).eval()
         return cls(LlavaOnevision(model), AutoProcessor.from_pretrained(pretrained), frames)
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
-        """See `Reader.read`."""
         return self._inputs(read_frames(video, self._frames)[0], question, answer)
 
     def of_frames(self, frames: Tensor, question: str) -> Mapping[str, Any]:
-        """See `Reader.of_frames`."""
         return self._inputs(frames, question, "")
 
     def _inputs(self, frames: Tensor, question: str, answer: str) -> Mapping[str, Any]:
