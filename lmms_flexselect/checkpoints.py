@@ -88,13 +88,15 @@ def identify(family: str, pretrained: str, config: Mapping[str, Any] | None = No
         for key, model in models.items():
             place = _place(key, name)
             doubt = "" if shape in (None, (model.hidden_size, model.num_layers)) else _words(shape)
-            # Other words before a model's name may say that it is something else: compare-with-qwen2.5-vl-7b.
+            # Other words before a model's name may say that it is something else: compare-with-NAME.
             if place == 0 or (place and not doubt):
                 called = own if source.startswith("_name") else name
                 return Identity(called, key, f"{source} is {name}", doubt)
     for key, model in models.items():
         if config and shape == (model.hidden_size, model.num_layers) and model.entries.items() <= _entries(config):
             return Identity(own, key, f"its config.json has the shape of that model ({_words(shape)})")
+    if not models:
+        return Identity(own, None, "no settings were published for models of this family")
     known = ", ".join(models)
     shown = f", and its shape ({_words(shape)}) is none of theirs" if shape else ""
     return Identity(own, None, f"its name ({own}) is none of {known}{shown}")

@@ -5,18 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.needle import PRETRAINED
-
-_MODELS = {f"{name}/{folder.name}": folder for name, of in PRETRAINED.items() for folder in sorted(of.iterdir())}
-PLACES = ("tasks", "run_configs", *_MODELS)
 
 # Each is a `main(words) -> exit status` of a module of this package, imported only when it is called.
 COMMANDS = {
-    "path": ("print where tasks, run configs or a needle model are installed", "cli:path"),
+    "path": ("print where tasks, run configs or a needle model are installed", "tools.installed:main"),
     "demo": (
         "run the needle benchmark through lmms-eval: a table and two pictures",
         "tools.demo:command",
@@ -39,27 +33,6 @@ COMMANDS = {
     "doctor": ("say whether this machine can run a config", "tools.doctor.command:main"),
     "train": ("train a FlexSelect-Lite selector", "training.command:main"),
 }
-
-
-def installed_path(place: str) -> Path:
-    """Folder of the installed tasks, run configurations or needle checkpoints.
-
-    ``tasks`` goes to ``lmms-eval --include_path``; ``needle/FAMILY`` is the tiny trained model of a family.
-    """
-    if place in _MODELS:
-        return _MODELS[place]
-    spec = find_spec(f"lmms_flexselect.{place}")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"lmms_flexselect.{place} is not installed")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def path(words: list[str]) -> int:
-    """``lmms-flexselect path PLACE``."""
-    parser = argparse.ArgumentParser(prog="lmms-flexselect path", description=COMMANDS["path"][0])
-    parser.add_argument("place", choices=PLACES)
-    print(installed_path(parser.parse_args(words).place))
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ array               shape, dtype          meaning
 ==================  ====================  ==========================================================================
 ``kept``            (visual,) bool        which visual tokens stayed
 ``scores``          (visual,) float32     relevance before the top-k; NaN where nothing was scored
-``frame``           (visual,) int32       frame of its video (Qwen2.5-VL: temporal unit) of each visual token
+``frame``           (visual,) int32       unit (see `VideoPrompt.frame`) of its video of each visual token
 ``video``           (visual,) int16       video of each visual token, counted through the prompt
 ``frame_set``       (visual,) int32       frame set of each visual token, counted through the prompt
 ``column``          (visual,) int32       place of each visual token in the full prompt

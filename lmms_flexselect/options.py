@@ -36,6 +36,9 @@ class FlexSelectOptions:
         dropped), or another one (see `lmms_flexselect.method.selectors`).
     selector_path
         Folder or hub name of a FlexSelect-Lite selector; goes with ``selector=lite`` only.
+    selector_args
+        What a selector of somebody else's takes besides, by name; on the command line ``name:value;name:value``. None
+        for nothing.
     reference_layer
         Decoder layer whose attention scores, 0-based; None until the preset fills it in. On the command line also
         ``auto:FILE``, a file that ``lmms-flexselect recall`` wrote.
@@ -78,6 +81,7 @@ class FlexSelectOptions:
 
     selector: str = "flexselect"
     selector_path: str | None = None
+    selector_args: dict[str, Any] | None = None
     reference_layer: int | None = None
     token_budget: int = 7040
     max_frames_per_set: int = 64
@@ -96,6 +100,12 @@ class FlexSelectOptions:
             check_choice(name, getattr(self, name), allowed)
         selector_class(str(self.selector))
         self.selector = canonical_name(self.selector)
+        self.selector_args = selector_arguments(self.selector_args)
+        known = getattr(selector_class(self.selector), "arguments", ())
+        for name in self.selector_args or ():
+            if name not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes none"
+                raise OptionError(f"selector_args={name}: selector={self.selector} {takes}")
         if self.selector == "lite" and not self.selector_path:
             raise OptionError("selector=lite: give selector_path, the folder or hub name of a FlexSelect-Lite selector")
         if self.selector != "lite" and self.selector_path is not None:
@@ -158,6 +168,36 @@ class FlexSelectOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the log and the results file."""
         return asdict(self)
+
+
+def selector_arguments(given: Any) -> dict[str, Any] | None:
+    """``selector_args`` by name: of a mapping, or of text as in ``name:value;name:value``; None for none.
+
+    Raises
+    ------
+    OptionError
+        If it is neither.
+    """
+    if isinstance(given, Mapping):
+        return dict(given) or None
+    if given is None or str(given).lower() in ("", "none"):
+        return None
+    found: dict[str, Any] = {}
+    for part in str(given).split(";"):
+        name, colon, value = (piece.strip() for piece in part.partition(":"))
+        if not name or not colon or name in found:
+            raise OptionError(f"selector_args={given}: must be name:value;name:value, each name once")
+        found[name] = _plain_value(value)
+    return found
+
+
+def _plain_value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:

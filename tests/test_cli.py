@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import lmms_flexselect
-from lmms_flexselect.cli import installed_path, main
+from lmms_flexselect.cli import main
+from lmms_flexselect.tools.installed import installed_path
 
 COMMAND = Path(sys.executable).with_name("lmms-flexselect")
 

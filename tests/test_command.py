@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.tools.installed import installed_path
 from lmms_flexselect.tools.scores import check, read_runs, record
 from lmms_flexselect.tools.scores.rows import compare
 from tests.support.internvl_checkpoint import write_original

@@ -16,6 +16,7 @@ from lmms_flexselect.options import FlexSelectOptions, check_names
 DEFAULTS = {
     "selector": "flexselect",
     "selector_path": None,
+    "selector_args": None,
     "reference_layer": None,
     "token_budget": 7040,
     "max_frames_per_set": 64,
@@ -260,3 +261,48 @@ def test_a_dump_needs_a_folder(value):
 def test_sampled_is_a_word_of_seconds_alone():
     with pytest.raises(OptionError, match=r"^reference_layer=sampled"):
         FlexSelectOptions.resolve({"reference_layer": "sampled"}, {"reference_layer": 20})
+
+
+class Counting:
+    """A selector that takes arguments."""
+
+    arguments = ("every", "how", "scale", "also")
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    monkeypatch.setattr("lmms_flexselect.options.selector_class", lambda name: Counting)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("every:2;how:soft;scale:1e-3;also:true", {"every": 2, "how": "soft", "scale": 1e-3, "also": True}),
+        (" every : -2 ; how : a:b ", {"every": -2, "how": "a:b"}),
+        ("also:none", {"also": None}),
+        ({"every": [1, 2]}, {"every": [1, 2]}),
+        ({}, None),
+        ("none", None),
+        (None, None),
+    ],
+)
+def test_arguments_of_a_selector(counting, given, found):
+    options = FlexSelectOptions.resolve({"selector": "counting", "selector_args": given}, {})
+    assert options.to_dict()["selector_args"] == found
+
+
+@pytest.mark.parametrize("given", ["every", "every=2", ":2", "every:2;", "every:2;every:3", 5, True])
+def test_arguments_of_a_selector_in_another_form(counting, given):
+    text = complaint(FlexSelectOptions, selector="counting", selector_args=given)
+    assert text == f"selector_args={given}: must be name:value;name:value, each name once"
+
+
+def test_arguments_that_a_selector_does_not_take(counting):
+    text = complaint(FlexSelectOptions, selector="counting", selector_args="evry:2")
+    assert text == "selector_args=evry: selector=counting takes every, how, scale, also"
+
+
+@pytest.mark.parametrize("selector", ["reference", "random", "none"])
+def test_our_own_selectors_take_no_arguments(selector):
+    text = complaint(FlexSelectOptions, selector=selector, selector_args="seed:2")
+    assert text == f"selector_args=seed: selector={selector} takes none"

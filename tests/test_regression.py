@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.needle import needle_families
+from lmms_flexselect.tools.installed import installed_path
 from lmms_flexselect.tools.scores import check
 from lmms_flexselect.tools.scores.expectation import read_expectation
 from tests.support.broken import RUNS, TASK

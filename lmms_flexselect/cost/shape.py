@@ -56,7 +56,7 @@ class DecoderShape:
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
-        """From a text configuration of transformers; experts by the names that its Qwen MoE configurations have."""
+        """From a text configuration of transformers; experts as those with ``num_experts`` name them."""
         layers, heads = config.num_hidden_layers, config.num_attention_heads
         experts = None
         if number := getattr(config, "num_experts", 0):

@@ -1,4 +1,4 @@
-"""ChatML, the chat form of Qwen2 and of all that is built on it, with marks where videos belong."""
+"""ChatML, the chat form that most families' decoders were tuned with, with marks where videos belong."""
 
 from __future__ import annotations
 

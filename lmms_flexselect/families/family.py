@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.lite.networks import Tower
+from lmms_flexselect.lite.networks import Tower, network_of
 from lmms_flexselect.lite.selector import Lite
 from lmms_flexselect.method.prompt import VideoPrompt, generation_inputs, passing_extras
 from lmms_flexselect.method.selectors import ReferenceLayer
@@ -56,7 +56,7 @@ def retry_after_offload(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Family:
-    """How one VideoLLM is read; a family adds ``prompts(inputs)`` and ``tower``.
+    """How one VideoLLM is read; a family adds ``prompts(inputs)`` and, for FlexSelect-Lite selectors, `tower`.
 
     The inputs of every family's `prompts` may name their videos, so that a video's next question finds what was
     computed for the last one:
@@ -69,6 +69,8 @@ class Family:
 
     Attributes
     ----------
+    name
+        Its `FamilySpec`'s.
     model
         The loaded model, on any device or devices.
     round_budget
@@ -83,6 +85,7 @@ class Family:
         nothing. Results are the same with and without.
     """
 
+    name: ClassVar[str]
     model: Any
     round_budget: ClassVar[bool] = False
     generate_sees_ids: ClassVar[bool] = True
@@ -96,7 +99,14 @@ class Family:
 
     @property
     def tower(self) -> Tower:
-        """What a FlexSelect-Lite selector reads."""
+        """What a FlexSelect-Lite selector reads.
+
+        Raises
+        ------
+        OptionError
+            If the family has no such selectors.
+        """
+        network_of(self.name)
         raise NotImplementedError
 
     def reference_layer(self, layer: int, reduction: str = "max") -> ReferenceLayer:
@@ -143,7 +153,7 @@ class Family:
         Parameters
         ----------
         frame
-            Of the first video; Qwen2.5-VL: temporal unit.
+            Of the first video: the family's unit (see `VideoPrompt.frame`).
         """
         of_frame = prompt.visual & (prompt.video == 0) & (prompt.frame == frame)
         return self._picture(of_frame.nonzero().squeeze(-1), *prompt.grids[0][1:])

@@ -105,7 +105,7 @@ def compact_blocks(blocks: list[VisionBlock], frame: Tensor, present: Tensor, st
 def with_mrope_section(words: dict[str, Any]) -> None:
     """Add to a selector's configuration the split of half a head's width between time, height and width.
 
-    It is Qwen2.5-VL's, 16, 24 and 24 of 64; a text model does not have it.
+    It is that of the models in whose prompts the selector reads, 16, 24 and 24 of 64; a text model does not have it.
     """
     half = words["hidden_size"] // words["num_attention_heads"] // 2
     time = half // 4

@@ -28,14 +28,22 @@ class ModelName:
     Attributes
     ----------
     name
-        For instance ``"qwen2_5_vl_flexselect"``.
+        Upstream's name of its class, with ``_flexselect`` behind it.
     chat, simple
         The classes behind it, as ``"package.module:Name"``; None where upstream has none of the kind.
+    upstream
+        lmms-eval's name of the model whose prompts it gets; None for `name` without its end.
     """
 
     name: str
     chat: str | None = None
     simple: str | None = None
+    upstream: str | None = None
+
+    @property
+    def upstream_name(self) -> str:
+        """lmms-eval's name of the model whose prompts it gets."""
+        return self.upstream or self.name.removesuffix("_flexselect")
 
     @property
     def class_path(self) -> str:

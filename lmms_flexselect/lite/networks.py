@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.spec import families, load
 from lmms_flexselect.families.spec import family as family_named
 
@@ -88,9 +89,16 @@ class SelectorNetwork:
 
 
 def network_of(family: str) -> Any:
-    """The network class of a family."""
-    path = family_named(family).selector_network
-    return None if path is None else load(path)
+    """The network class of a family.
+
+    Raises
+    ------
+    OptionError
+        If there is no such family, or it has no FlexSelect-Lite selectors.
+    """
+    if (path := family_named(family).selector_network) is None:
+        raise OptionError(f"family={family}: has no FlexSelect-Lite selectors; those with are {', '.join(networks())}")
+    return load(path)
 
 
 def networks() -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FlexSelect:
     budget_remainder
         What becomes of the tokens that do not divide by the number of sets: ``"spread"`` or ``"drop"``.
     round_budget
-        Round each video's share up to whole frames, as the reference does for Qwen2.5-VL.
+        Round each video's share up to whole frames, as the authors' implementation does for some families.
     """
 
     selector: Selector | None

@@ -71,7 +71,7 @@ def read_prefix(
     Parameters
     ----------
     decoder
-        The text model, e.g. `Qwen2Model`; has ``layers[i].self_attn``, with a projection each for queries, keys and
+        A text model of transformers; has ``layers[i].self_attn``, with a projection each for queries, keys and
         values.
     layer
         Reference layer, 0-based.
@@ -131,7 +131,7 @@ def read_behind(
 def depends_on_length(decoder: Any, tokens: int) -> bool:
     """Whether a prompt of so many tokens has other rotary frequencies than its beginning alone.
 
-    So it is with dynamic NTK scaling (InternVL2.5) beyond the length that the model was trained with.
+    So it is with dynamic NTK scaling beyond the length that the model was trained with.
     """
     scaling = str(getattr(decoder.rotary_emb, "rope_type", "default"))
     if "dynamic" not in scaling and "longrope" not in scaling:

@@ -39,8 +39,8 @@ class VideoPrompt:
         as if the prompt consisted of those tokens alone. None once tokens have been dropped: a shortened prompt
         no longer holds whole frames, so there is nothing to score.
     closes_up
-        Whether the tokens that selection keeps are renumbered ``0 .. kept-1`` (one axis), as the reference does for
-        LLaVA-Video and InternVL; else they stay at the positions they had.
+        Whether the tokens that selection keeps are renumbered ``0 .. kept-1`` (one axis), as the authors'
+        implementation does for some families; else they stay at the positions they had.
     label
         ``(tokens,)`` int64: the video of whose frame a text token tells (``Frame7: ``), -1 for all others; `frame` has
         the frame's number there too. None where frames have no such text.

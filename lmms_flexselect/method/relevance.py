@@ -186,7 +186,7 @@ def queries_and_keys(
     Parameters
     ----------
     decoder
-        The text model, e.g. `Qwen2Model`; has ``layers[i].self_attn``.
+        A text model of transformers; has ``layers[i].self_attn``.
     layer
         Reference layer, 0-based.
     inputs_embeds

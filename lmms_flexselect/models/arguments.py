@@ -39,7 +39,7 @@ def check_common(arguments: Mapping[str, Any]) -> None:
     if arguments["device"] is not None:
         _check_device("device", arguments["device"])
     place = arguments["device_map"]
-    if isinstance(place, str) and place not in _DEVICE_MAPS:
+    if isinstance(place, str) and place and place not in _DEVICE_MAPS:
         _check_device("device_map", place, f"{', '.join(_DEVICE_MAPS)}, or ")
 
 

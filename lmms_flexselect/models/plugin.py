@@ -20,6 +20,7 @@ from lmms_flexselect.families.reader import Reader
 from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.families.spec import load
 from lmms_flexselect.lite.checkpoint import SelectorConfig, read_selector_config
+from lmms_flexselect.lite.networks import network_of
 from lmms_flexselect.loading import raw_config
 from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.method.registry import selector_class
@@ -124,6 +125,8 @@ class FlexSelectPlugin(RequestRunner):
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         given = {name: value for name, value in given.items() if name != "max_batch_size"}  # lmms-eval's, unused
+        if given.get("selector") == "lite":
+            network_of(self._family_name)
         if (selector := selector_path(given)) is not None:
             given["selector_path"] = selector
         measured = None if (file := recall_file_of(given.get("reference_layer"))) is None else read_recommendation(file)

@@ -17,6 +17,7 @@ from lmms_flexselect.dump import write_selection
 from lmms_flexselect.method.flexselect import FlexSelect, Selection
 from lmms_flexselect.models.records import DocumentKey, PreparedRow, SampleRecord
 from lmms_flexselect.models.requests import Paths
+from lmms_flexselect.models.upstream import EscapeUpstream
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.runtime.measure import FirstTokenClock, now, peak_memory
 
@@ -158,7 +159,7 @@ class SelectingModel:
             "split": record.split,
             "doc_id": record.doc_id,
             "question": media.text,
-            "family": self._family.tower.family,
+            "family": self._family.name,
             "videos": media.videos,
         }
         try:
@@ -199,11 +200,19 @@ class BatchSelectingModel(SelectingModel):
         Tensor
             ``(batch, prompt + new)`` int64: the *unshortened* `input_ids` with the new tokens behind them, since
             upstream cuts the prompt off by its length. The answer of a row whose video could not be read is padding.
+
+        Raises
+        ------
+        EscapeUpstream
+            For whatever goes wrong: some of upstream's loops would make an empty answer of any `Exception`.
         """
         inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in self._inputs}
         ids = inputs["input_ids"]
         rows: list[PreparedRow] = kwargs.pop("rows")
-        return torch.cat([ids, self._generated(inputs, rows, **kwargs).to(ids.device)], dim=1)
+        try:
+            return torch.cat([ids, self._generated(inputs, rows, **kwargs).to(ids.device)], dim=1)
+        except Exception as error:
+            raise EscapeUpstream(error) from error
 
     def _answer(self, inputs: Mapping[str, Any], **kwargs: Any) -> Answers:
         if not self._passes_through(inputs):

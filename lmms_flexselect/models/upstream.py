@@ -22,10 +22,9 @@ import torch
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.caching.response_cache import ResponseCache
 
+from lmms_flexselect.families.spec import families
 from lmms_flexselect.loading import load_whole
 from lmms_flexselect.models.records import Answer, answer_of
-
-SUFFIX = "_flexselect"
 
 # Tasks built for the model constructed last.
 _our_tasks: WeakSet[ConfigurableTask] = WeakSet()
@@ -34,7 +33,8 @@ _our_tasks: WeakSet[ConfigurableTask] = WeakSet()
 def upstream_name(model: Any) -> str | None:
     """The upstream model whose prompts a model of ours gets, by its ``--model`` name or instance; None if not ours."""
     if isinstance(model, str):
-        return model.removesuffix(SUFFIX) if model.endswith(SUFFIX) else None
+        names = {each.name: each.upstream_name for spec in families().values() for each in spec.models}
+        return names.get(model)
     return getattr(model, "upstream_name", None)
 
 
@@ -228,9 +228,9 @@ class StrictLoader:
         self._model_class = model_class
         self._dtype = getattr(torch, dtype)
 
-    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, **kwargs: Any) -> Any:
-        """See `load_whole`; `torch_dtype`, upstream's, is not looked at."""
-        return load_whole(self._model_class, pretrained, self._dtype, **kwargs)
+    def from_pretrained(self, pretrained: str, torch_dtype: Any = None, device_map: Any = None, **kwargs: Any) -> Any:
+        """See `load_whole`; `torch_dtype`, upstream's, is not looked at, and an empty `device_map` is none."""
+        return load_whole(self._model_class, pretrained, self._dtype, device_map=device_map or None, **kwargs)
 
 
 class OneProcess:

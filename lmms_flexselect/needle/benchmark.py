@@ -11,7 +11,7 @@ import numpy as np
 from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.naming import Naming, by_colour
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
-from lmms_flexselect.tools.preparation.benchmarks import hf_home
+from lmms_flexselect.runtime.hf_home import hf_home
 
 LENGTHS = (16, 64, 128, 256, 512)
 CHART_LENGTHS = (16, 64, 256)

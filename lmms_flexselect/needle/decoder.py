@@ -16,7 +16,7 @@ INITIALIZER_RANGE = 0.08
 
 
 def decoder_config(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str, Any]:
-    """Layers of width 128 under tied embeddings, as a Qwen2 text configuration has it; without its rotary part."""
+    """Layers of width 128 under tied embeddings, as a text configuration has them; without its rotary part."""
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return {
         "vocab_size": len(tokenizer),
@@ -35,7 +35,7 @@ def decoder_config(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str,
 
 
 def answer_as_published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model answer greedily, and end its answers as models built on Qwen2 do."""
+    """Make a model answer greedily, and end its answers as models that speak ChatML do."""
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     settings = model.generation_config
     settings.do_sample = False

@@ -1,4 +1,4 @@
-"""The needle models' tokenizer: byte-level BPE as Qwen2's, learned here from the benchmark's few words."""
+"""The needle models' tokenizer: byte-level BPE with ChatML's marks, learned here from the benchmark's few words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2Tokenizer
 
+from lmms_flexselect.families.chatml import SYSTEM
 from lmms_flexselect.needle.benchmark import question
 from lmms_flexselect.needle.videos import COLOURS, SHAPES
 
 MAX_POSITIONS = 32768
 
-# What every Qwen2 text model has.
+# ChatML's, and the end of a text.
 TEXT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -99,3 +100,19 @@ def chat_template(video: str, image: str, system: str | None = None, own_line: b
     for mark, text in (("VIDEO", video), ("IMAGE", image)):
         template = template.replace(f"{mark}\n{{%- elif", f"{text}\n{{% elif" if own_line else f"{text}\n{{%- elif")
     return template
+
+
+# Of models whose template puts every image and video between marks, after a default system message.
+MARKED_TOKENS = (
+    *TEXT_TOKENS,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+MARKED_CHAT_TEMPLATE = chat_template(
+    video="<|vision_start|><|video_pad|><|vision_end|>",
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    system=SYSTEM,
+)

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import FamilySpec, family_of_model
 from lmms_flexselect.method.registry import selector_class
 from lmms_flexselect.needle import TASK_PREFIX
+from lmms_flexselect.tools.installed import demo_runs, installed_path
 from lmms_flexselect.tools.plotting import pyplot
 
 
@@ -69,11 +68,6 @@ class DemoResult:
     def frames(self) -> int:
         """How many frames the model reads: a temporal unit of the videos is one of the family's."""
         return self.family.frames_per_unit * self.units
-
-
-def demo_runs(config: Path | None = None) -> list[dict[str, Any]]:
-    """The runs of a config of ``lmms-eval``; the demo's own without one."""
-    return yaml.safe_load((config or installed_path("run_configs") / "demo.yaml").read_text())
 
 
 def run(output: Path, config: Path | None = None) -> list[DemoResult]:

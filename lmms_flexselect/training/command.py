@@ -1,4 +1,4 @@
-"""``lmms-flexselect train``: a selector from a VideoLLM and LLaVA-Video-178K's own files, by options or a YAML file."""
+"""``lmms-flexselect train``: a selector from a VideoLLM and conversations about videos, by options or a YAML file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SelectorOptions:
 
     family: str = _option("", f"one of {', '.join(families())}")
     pretrained: str = _option("", "the VideoLLM: folder or hub name")
-    data: str = _option("", "LLaVA-Video-178K's .json, .jsonl or .yaml")
+    data: str = _option("", "conversations about videos: .json, .jsonl, or a .yaml that lists such files")
     videos: str = _option("", "folder that the data's video paths begin in")
     init: str | None = _option(None, "the small decoder to start from: folder or hub name; none for random weights")
     num_hidden_layers: int | None = _option(None, "layers of the selector; with init, its first so many")
@@ -49,7 +49,7 @@ class SelectorOptions:
     num_attention_heads: int | None = _option(None, "with random weights")
     num_key_value_heads: int | None = _option(None, "with random weights")
     train_projector: bool = _option(
-        False, "a projector of its own where the family's selectors take the model's, cut and frozen (Qwen)"
+        False, "a projector of its own where the family's selectors take the model's, cut and frozen"
     )
     reference_layer: int | None = _option(None, "the teacher's, 0-based; the family's default if none")
     reduction: str = _option("max", f"one of {', '.join(REDUCTIONS)}")
@@ -78,6 +78,7 @@ class SelectorOptions:
             ("teacher_dtype", ("bfloat16", "float16", "float32")),
         ):
             check_choice(name, getattr(self, name), allowed)
+        network_of(self.family)
         for name in ("frames", "held_out", *SIZES):
             if getattr(self, name) is not None:
                 setattr(self, name, whole_number(name, getattr(self, name), 1))

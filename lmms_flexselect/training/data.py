@@ -1,4 +1,4 @@
-"""Training data of FlexSelect-Lite, in the layouts LLaVA-Video-178K and LLaVA-NeXT give it."""
+"""Training data of FlexSelect-Lite: files of conversations about videos, and lists of such files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lmms_flexselect.video_file import file_complaint
 
 KINDS = ("caption", "open_ended", "multiple_choice")
 
-# What LLaVA-Video-178K calls them in the names of its files (cap, oe, mc) and of the hub's folders (multi_choice, ...).
+# What the paper's training set calls them in names of files (cap, oe, mc) and of the hub's folders (multi_choice, ...).
 _KIND_OF_WORD = dict.fromkeys(("cap", "caption", "captions"), "caption")
 _KIND_OF_WORD |= dict.fromkeys(("oe", "ended"), "open_ended") | dict.fromkeys(("mc", "choice"), "multiple_choice")
 _OPTIONS = re.compile(
@@ -75,7 +75,7 @@ def read_samples(
     Parameters
     ----------
     path
-        ``.json`` or ``.jsonl`` of conversations, or a LLaVA-NeXT ``.yaml`` that lists such files (relative to itself),
+        ``.json`` or ``.jsonl`` of conversations, or a ``.yaml`` that lists such files (relative to itself),
         each with a ``sampling_strategy`` and a ``data_folder`` or ``video_folder``. Braces name several files at once,
         ``{cap,oe}.json``; a strategy holds for all of them together.
     video_root
@@ -136,7 +136,7 @@ def split_held_out(
 ) -> tuple[list[Sample], list[Sample]]:
     """Hold videos out of training, with all that is asked about them.
 
-    Two paths are two videos here, although LLaVA-Video-178K has some of NExT-QA's and ActivityNet's under two.
+    Two paths are two videos here, although the paper's training set has some of NExT-QA's and ActivityNet's under two.
 
     Parameters
     ----------

@@ -105,7 +105,7 @@ def _line(file: Path, number: int, line: str) -> Any:
 
 
 def taken(entry: Entry, seed: int, left_out: Counter[str]) -> Iterable[tuple[Path, dict[str, Any]]]:
-    """What an entry's strategy takes; like LLaVA-NeXT it counts items of every sort, and rounds a percentage up."""
+    """What an entry's strategy takes of its items, of whatever sort; a percentage is rounded up."""
     items = ((file, item) for file in entry.files for item in _items(file))
     match = _STRATEGY.fullmatch(entry.strategy)
     if not match:

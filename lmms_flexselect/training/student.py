@@ -36,8 +36,8 @@ def new_selector(
     tower
         What it will read.
     init
-        Folder or hub name of a small decoder (Qwen2.5-0.5B-Instruct, LLaVA-OneVision-0.5B, InternVL2.5-1B, …), or of
-        a VideoLLM whose decoder is Qwen2's; None for random weights.
+        Folder or hub name of a small decoder, or of a VideoLLM that has one, with the weights' names that
+        grouped-query attention and gated MLPs have in most models; None for random weights.
     sizes
         Of `SIZES`. With `init` only ``num_hidden_layers``, which takes its first so many layers.
     defaults
@@ -48,7 +48,7 @@ def new_selector(
     Raises
     ------
     OptionError
-        If there is no decoder at `init`, it is not one of Qwen2's, or the sizes do not go together.
+        If there is no decoder at `init`, its weights have other names, or the sizes do not go together.
     """
     sizes = {name: size for name, size in (sizes or {}).items() if size is not None}
     weights: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ def _decoder_words(init: str) -> dict[str, Any]:
         raise OptionError(str(error).replace("pretrained=", "init=", 1)) from None
     words = {**raw, **raw.get("llm_config", {}), **raw.get("text_config", {})}
     if "num_hidden_layers" not in words or "num_key_value_heads" not in words:
-        raise OptionError(f"init={init}: its config.json describes no decoder of Qwen2's kind")
+        raise OptionError(f"init={init}: its config.json describes no decoder with grouped-query attention")
     return words
 
 
@@ -110,7 +110,7 @@ def _fill(decoder: Any, weights: Mapping[str, Tensor], init: str | None) -> None
     own = {name: value for name, value in decoder.state_dict().items() if _DECODER.match(name)}
     for name, value in own.items():
         if name not in weights:
-            raise OptionError(f"init={init}: has no weight {name}; a decoder of Qwen2's kind is needed")
+            raise OptionError(f"init={init}: has no weight {name}, which a selector's decoder needs")
         if weights[name].shape != value.shape:
             raise OptionError(
                 f"init={init}: {name} is {tuple(weights[name].shape)}, where its config.json says {tuple(value.shape)}"

@@ -27,7 +27,8 @@ from lmms_eval.tasks.videomme.utils import videomme_process_results as stock_vid
 
 from lmms_flexselect.errors import FlexSelectError, first_line
 from lmms_flexselect.models.upstream import replaced
-from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, find_video, hf_home
+from lmms_flexselect.runtime.hf_home import hf_home
+from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, find_video
 from lmms_flexselect.tools.preparation.presence import read_questions
 
 __all__ = [

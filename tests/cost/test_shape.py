@@ -12,13 +12,13 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.cost.shape import DecoderShape, ModelShape
 from lmms_flexselect.families.spec import family as family_spec
 from lmms_flexselect.families.spec import load
 from lmms_flexselect.needle import checkpoint
 from lmms_flexselect.tools.doctor.checkpoints import published
 from lmms_flexselect.tools.doctor.plan import resolved
+from lmms_flexselect.tools.installed import installed_path
 
 # Parameters as the hub's pages of the models count them.
 PARAMETERS = {

@@ -9,7 +9,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from lmms_flexselect.models import _measure
-from lmms_flexselect.models._measure import FirstTokenClock, peak_memory
+from lmms_flexselect.runtime.measure import FirstTokenClock, peak_memory
 from tests.support.questions import FAMILIES, Question, family, inputs_of
 
 

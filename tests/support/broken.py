@@ -15,9 +15,9 @@ import pytest
 import yaml
 from lmms_eval.__main__ import cli_evaluate
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.method.prompt import VideoPrompt
 from lmms_flexselect.method.selectors import Random, ReferenceLayer
+from lmms_flexselect.tools.installed import installed_path
 
 TASK = "flexselect_needle_256"
 

@@ -13,13 +13,14 @@ import yaml
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.needle import needle_families
 from lmms_flexselect.tools import demo
+from lmms_flexselect.tools.installed import demo_runs
 from lmms_flexselect.tools.scores import check, record
 from lmms_flexselect.tools.show.sheet import dumped_sheet
 
 
 @pytest.fixture(scope="module")
 def config():
-    return demo.demo_runs()
+    return demo_runs()
 
 
 MODELS = ("qwen2_5_vl_flexselect", "llava_vid_flexselect", "internvl_hf_flexselect")

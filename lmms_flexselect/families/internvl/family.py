@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, starmap
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class InternVL(Family):
         A FlexSelect-Lite selector's; None without one.
     """
 
+    name: ClassVar[str] = "internvl_hf"
     model: Any
     mark_ids: tuple[int, int]
     image_marks: str = "compete"
@@ -79,7 +80,7 @@ class InternVL(Family):
         """What a FlexSelect-Lite selector reads: features after the pixel shuffle."""
         config = self.model.config
         width = config.vision_config.hidden_size * round(config.downsample_ratio**-2)
-        return Tower("internvl_hf", width)
+        return Tower(self.name, width)
 
     @retry_after_offload
     @gradients_for_selector

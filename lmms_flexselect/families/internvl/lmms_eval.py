@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lmms_eval.models.chat import internvl_hf as upstream
 from lmms_eval.models.chat.internvl_hf import InternVLHf
-from torch import Tensor
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.families.internvl.checkpoint import load_model
@@ -26,7 +25,6 @@ from lmms_flexselect.models.arguments import check_fps
 from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.requests import Paths
 from lmms_flexselect.models.selecting_model import BatchSelectingModel
-from lmms_flexselect.models.upstream import EscapeUpstream
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.video_key import VideoKey
 
@@ -39,19 +37,6 @@ class InternVLSelectingModel(BatchSelectingModel):
 
     _inputs = frozenset({"input_ids", "attention_mask", "pixel_values", *_OURS})
     _visual_token = "image_token_id"
-
-    def generate(self, **kwargs: Any) -> Tensor:
-        """See `BatchSelectingModel`; upstream's loop would make an empty answer of any exception.
-
-        Raises
-        ------
-        EscapeUpstream
-            For whatever went wrong.
-        """
-        try:
-            return super().generate(**kwargs)
-        except Exception as error:
-            raise EscapeUpstream(error) from error
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         """No video in it."""

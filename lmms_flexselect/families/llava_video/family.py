@@ -84,6 +84,7 @@ class LlavaVideo(Family):
         Frames that go through the tower together: bounds memory, changes nothing.
     """
 
+    name: ClassVar[str] = "llava_vid"
     model: Any
     frames_per_chunk: int = 32
     # As in the original.
@@ -99,7 +100,7 @@ class LlavaVideo(Family):
         """What a FlexSelect-Lite selector reads."""
         config = self.model.config
         pooling = {name: getattr(config, name) for name in ("mm_spatial_pool_mode", "mm_spatial_pool_stride")}
-        return Tower("llava_vid", config.vision_config.hidden_size, pooling)
+        return Tower(self.name, config.vision_config.hidden_size, pooling)
 
     @retry_after_offload
     @gradients_for_selector

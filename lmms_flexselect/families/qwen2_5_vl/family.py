@@ -33,13 +33,14 @@ class Qwen2_5_VL(MropeFamily):
     """
 
     seconds_per_unit: float | None = field(default=None, kw_only=True)
+    name: ClassVar[str] = "qwen2_5_vl"
     round_budget: ClassVar[bool] = True
 
     @property
     def tower(self) -> Tower:
         """What a FlexSelect-Lite selector reads."""
         vision = self.model.config.vision_config
-        return Tower("qwen2_5_vl", vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
+        return Tower(self.name, vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
 
     def _scoring_step(self) -> float:
         return self.model.config.vision_config.tokens_per_second * _SCORING_SECONDS_PER_UNIT

@@ -21,49 +21,32 @@ from transformers import (
 )
 
 from lmms_flexselect.families import mrope
-from lmms_flexselect.families.chatml import SYSTEM
 from lmms_flexselect.families.mrope import VisionBlock
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, messages
 from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
-from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer, chat_template
+from lmms_flexselect.needle.tokenizer import MARKED_CHAT_TEMPLATE, MARKED_TOKENS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAME_SIZE, FRAMES_PER_UNIT, QUADRANTS, read_video
 
 _PATCH = 14
 
-SPECIAL_TOKENS = (
-    *TEXT_TOKENS,
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
 PIXELS = FRAME_SIZE * FRAME_SIZE
-
-# The form of Qwen2.5-VL's template: a default system message, every image and video between markers.
-CHAT_TEMPLATE = chat_template(
-    video="<|vision_start|><|video_pad|><|vision_end|>",
-    image="<|vision_start|><|image_pad|><|vision_end|>",
-    system=SYSTEM,
-)
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """The processor, fixed to 56x56 pixels: four visual tokens an image or temporal unit."""
-    tokenizer = build_tokenizer(SPECIAL_TOKENS)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = build_tokenizer(MARKED_TOKENS)
+    tokenizer.chat_template = MARKED_CHAT_TEMPLATE
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(min_pixels=PIXELS, max_pixels=PIXELS),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=MARKED_CHAT_TEMPLATE,
     )
 
 
 def build_config(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen2_5_VLConfig:
     """Decoder layers of width 128 over a vision tower of two; with six 1.7 million parameters."""
-    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in MARKED_TOKENS}
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [4, 6, 6]}
     return Qwen2_5_VLConfig(
         text_config={**decoder_config(tokenizer, layers), "rope_parameters": rope},

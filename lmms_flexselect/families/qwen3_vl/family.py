@@ -43,13 +43,14 @@ class Qwen3_VL(MropeFamily):
     """
 
     tokenizer: Any
+    name: ClassVar[str] = "qwen3_vl"
     units_apart: ClassVar[bool] = True
 
     @property
     def tower(self) -> Tower:
         """What a FlexSelect-Lite selector reads."""
         vision = self.model.config.vision_config
-        return Tower("qwen3_vl", vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
+        return Tower(self.name, vision.hidden_size, {"spatial_merge_size": vision.spatial_merge_size})
 
     def _encode(self, kind: str, pixels: Tensor, grids: Sequence[Sequence[int]]) -> VisualTokens:
         encode = self.model.get_video_features if kind == "video" else self.model.get_image_features

@@ -19,11 +19,10 @@ from transformers import (
 )
 
 from lmms_flexselect.families.mrope import VisionBlock, published_positions
-from lmms_flexselect.families.qwen2_5_vl.needle import CHAT_TEMPLATE, SPECIAL_TOKENS
 from lmms_flexselect.families.qwen3_vl.timestamps import with_videos
 from lmms_flexselect.needle.batches import TRAINING_UNITS, Batch, Chat, SelectorRecipe, messages
 from lmms_flexselect.needle.decoder import INITIALIZER_RANGE, LAYERS, ROPE_THETA, answer_as_published, decoder_config
-from lmms_flexselect.needle.tokenizer import build_tokenizer
+from lmms_flexselect.needle.tokenizer import MARKED_CHAT_TEMPLATE, MARKED_TOKENS, build_tokenizer
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT, QUADRANTS, read_video
 
 PATCH = 16
@@ -34,20 +33,20 @@ _HALF = [0.5, 0.5, 0.5]
 
 def build_processor() -> Qwen3VLProcessor:
     """The processor, fixed to 64x64 pixels: four visual tokens an image or temporal unit."""
-    tokenizer = build_tokenizer(SPECIAL_TOKENS, words=["seconds"])
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = build_tokenizer(MARKED_TOKENS, words=["seconds"])
+    tokenizer.chat_template = MARKED_CHAT_TEMPLATE
     size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, patch_size=PATCH, image_mean=_HALF, image_std=_HALF),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=MARKED_CHAT_TEMPLATE,
     )
 
 
 def build_config(tokenizer: Qwen2Tokenizer, layers: int = LAYERS) -> Qwen3VLConfig:
     """Decoder layers of width 128 over a vision tower of two blocks, the first of which reaches the decoder, too."""
-    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in MARKED_TOKENS}
     rope = {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     return Qwen3VLConfig(
         text_config={**decoder_config(tokenizer, layers), "head_dim": 32, "rope_parameters": rope},

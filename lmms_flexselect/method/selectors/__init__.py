@@ -24,6 +24,9 @@ from_options(options, family)
     a class method that makes one of `FlexSelectOptions` and a loaded `Family`; None keeps everything.
 title, colour, marker
     how pictures show it (the latter two as matplotlib has them); all optional.
+arguments
+    names of what it takes as ``selector_args=name:value;name:value``, which it finds by name in
+    `options.selector_args` (None where nothing was given) and checks itself; optional.
 unused_options
     names of options that mean nothing to it, so that comparisons of runs leave them out; optional.
 """

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.tools.doctor.finding import NOTE, PROBLEM, Finding
 from lmms_flexselect.tools.doctor.installation import of_machine
 from lmms_flexselect.tools.doctor.machine import Machine, look
+from lmms_flexselect.tools.installed import installed_path
 
 _STOCK = ("videomme", "mlvu_dev", "longvideobench_val_v", "lvbench")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmms_flexselect.needle import TASK_PREFIX
+from lmms_flexselect.runtime.hf_home import hf_home
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DataSet:
 
 def data_sets(tasks: Iterable[str]) -> tuple[list[DataSet], list[str]]:
     """The data sets of some tasks, and the tasks whose data sets are not known here."""
-    from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, hf_home
+    from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS
     from lmms_flexselect.tools.preparation.presence import presence
 
     left = {task for task in tasks if not task.startswith(TASK_PREFIX)}  # those are made when they are needed

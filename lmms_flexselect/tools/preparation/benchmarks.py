@@ -7,7 +7,6 @@ file lists as search engines had stored them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -173,11 +172,6 @@ BENCHMARKS = {
         ),
     )
 }
-
-
-def hf_home() -> Path:
-    """HF_HOME as lmms-eval reads it."""
-    return Path(os.path.expandvars(os.getenv("HF_HOME") or "~/.cache/huggingface")).expanduser()
 
 
 def find_video(folder: Path, name: str) -> Path | None:

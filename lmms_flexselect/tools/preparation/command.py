@@ -6,7 +6,8 @@ import argparse
 import os
 
 from lmms_flexselect.errors import FlexSelectError
-from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, hf_home
+from lmms_flexselect.runtime.hf_home import hf_home
+from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS
 from lmms_flexselect.tools.preparation.presence import Presence, presence
 
 

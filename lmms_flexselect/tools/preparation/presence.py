@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_flexselect.errors import first_line
-from lmms_flexselect.tools.preparation.benchmarks import Benchmark, Questions, Row, find_video, hf_home
+from lmms_flexselect.runtime.hf_home import hf_home
+from lmms_flexselect.tools.preparation.benchmarks import Benchmark, Questions, Row, find_video
 
 # Beside the files of a benchmark: what each archive held, by name and size, written once it is unpacked as a whole.
 RECORD = ".flexselect_unpacked.json"

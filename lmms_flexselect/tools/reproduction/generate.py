@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmms_flexselect.cli import installed_path
+from lmms_flexselect.tools.installed import installed_path
 from lmms_flexselect.tools.reproduction.rows import METRICS, RunConfig, facts, runs
 
 FOLDERS = ("paper", "stock", "ablations")

@@ -70,7 +70,7 @@ def _of_question(given: argparse.Namespace) -> tuple[str, list[VideoQuestion]]:
     _refuse(given, _OF_DUMPS, "goes with --dump")
     from loguru import logger
 
-    from lmms_flexselect.tools.demo import demo_runs
+    from lmms_flexselect.tools.installed import demo_runs
     from lmms_flexselect.tools.show.question import views_of_question
 
     logger.remove()  # loading a model says much

@@ -12,10 +12,10 @@ import pytest
 from lmms_eval.tasks import TaskManager
 
 from lmms_flexselect import cli
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.tools.doctor import command, machine
 from lmms_flexselect.tools.doctor.datasets import DataSet, data_sets
 from lmms_flexselect.tools.doctor.machine import existing, look
+from lmms_flexselect.tools.installed import installed_path
 
 
 @pytest.fixture(scope="module")

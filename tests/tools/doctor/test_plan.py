@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.cost.memory import GIB
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.tools.doctor.checkpoints import find_checkpoint, write_stand_in
 from lmms_flexselect.tools.doctor.plan import plan, read_config
+from lmms_flexselect.tools.installed import installed_path
 
 LLAVA = "lmms-lab/LLaVA-Video-7B-Qwen2"
 

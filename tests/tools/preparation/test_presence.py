@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, find_video, hf_home, lvbench_questions
+from lmms_flexselect.runtime.hf_home import hf_home
+from lmms_flexselect.tools.preparation.benchmarks import BENCHMARKS, find_video, lvbench_questions
 from lmms_flexselect.tools.preparation.presence import missing, presence, question_files
 from lmms_flexselect.tools.preparation.unpack import record
 from tests.support.data_sets import parquet, rows

@@ -14,9 +14,9 @@ from lmms_eval import __main__ as lmms_eval_command
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 
-from lmms_flexselect.cli import installed_path
 from lmms_flexselect.tools.doctor.checkpoints import published, write_stand_in
 from lmms_flexselect.tools.doctor.plan import resolved
+from lmms_flexselect.tools.installed import installed_path
 from lmms_flexselect.tools.reproduction.rows import RunConfig, ablations, facts, runs, table_1
 from tests.support.stock_tasks import STOCK_TASKS
 
