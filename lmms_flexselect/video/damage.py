@@ -87,25 +87,13 @@ def missing_end(path: str, packets: Packets, timeline: Timeline) -> str | None:
     if len(packets) and packets.corrupt[-1]:
         return f"is truncated: its last picture, at {shown:.1f} s, is cut off; {_REMEDY}"
     promised = packets.promised_seconds
-    if promised is not None and packets.container == "matroska":
-        last = packets.pts[packets.pts != NO_TIME].max(initial=0)
+    if promised is not None and len(packets):
+        stamps = np.where(packets.pts == NO_TIME, packets.dts, packets.pts)
+        last = max(0, int(stamps.max()))
         end = float(last * packets.time_base) + max(1 / timeline.rate, _longest_step(timeline))
         if promised - end > max(_TOLERATED_SECONDS, _TOLERATED_SHARE * promised):
-            return f"is truncated: pictures end at {end:.1f} of {promised:.1f} s; {_REMEDY}"
-    if packets.container == "avi" and packets.promised_packets:
-        lost = packets.promised_packets - len(packets)
-        if lost > max(_TOLERATED_SECONDS * timeline.rate, _TOLERATED_SHARE * packets.promised_packets):
-            return f"is truncated: holds {len(packets)} of {packets.promised_packets} frames; {_REMEDY}"
+            return f"is truncated: its pictures end at {end:.1f} of {promised:.1f} s; {_REMEDY}"
     return None
-
-
-def missing_bytes_between(packets: Packets, timeline: Timeline) -> str | None:
-    """That the container knows of bytes that are missing within a video, or None."""
-    # Where two transport streams were joined their counters do not fit, and nothing is missing.
-    if timeline.pts is None or not packets.corrupt.any():
-        return None
-    first = int(np.flatnonzero(packets.corrupt)[0])
-    return damaged_at(packets, timeline, first)
 
 
 def damaged_at(packets: Packets, timeline: Timeline, packet: int | None) -> str:

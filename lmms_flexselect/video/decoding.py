@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from lmms_flexselect.video.packets import NO_TIME, Packets, open_container
 from lmms_flexselect.video.timeline import Timeline, leading
@@ -37,6 +39,14 @@ class NotDecoded(Exception):
         self.packet, self.unforeseen = packet, unforeseen
 
 
+class Care(Enum):
+    """How frames are decoded."""
+
+    QUICKLY = "in threads, from the last key frame on, without pictures that nothing refers to"
+    IN_STEP = "all from the key frame before that on, in one thread, so that it is known which packet is broken"
+    LENIENTLY = "the same, and what the decoder complains of is no error"
+
+
 @dataclass
 class Source:
     """A file that was looked at, and what is told of every step that is made in it."""
@@ -47,7 +57,7 @@ class Source:
     progress: Progress
 
 
-def decode(source: Source, wanted: Sequence[int], careful: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+def decode(source: Source, wanted: Sequence[int], care: Care = Care.QUICKLY) -> Iterator[tuple[int, np.ndarray]]:
     """The frames at `wanted`, ascending and different: each number, and ``(height, width, 3)`` uint8.
 
     Parameters
@@ -56,9 +66,8 @@ def decode(source: Source, wanted: Sequence[int], careful: bool = False) -> Iter
         See `Source`.
     wanted
         Numbers of frames in presentation order.
-    careful
-        Decode everything from the key frame before the one that is needed, in one thread, so that what is wrong is
-        known by its packet.
+    care
+        See `Care`.
 
     Raises
     ------
@@ -68,9 +77,9 @@ def decode(source: Source, wanted: Sequence[int], careful: bool = False) -> Iter
     with open_container(source.path) as container:
         stream = container.streams[source.packets.stream]
         if source.timeline.pts is None:
-            yield from _by_order(source, container, stream, wanted, careful)
+            yield from _by_order(source, container, stream, wanted, care)
         else:
-            yield from _ByTime(source, container, stream, careful).frames(wanted)
+            yield from _ByTime(source, container, stream, care).frames(wanted)
 
 
 def time_stamps(path: str, packets: Packets, progress: Progress, until: int | None = None) -> list[int | None]:
@@ -108,18 +117,19 @@ def upright(frame: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def _prepare(stream: Any, frame_threads: bool, one_thread: bool) -> None:
-    stream.thread_type = "AUTO" if frame_threads else "SLICE"
-    if one_thread:
+def _prepare(stream: Any, care: Care, frame_threads: bool = True) -> None:
+    stream.thread_type = "AUTO" if frame_threads and care is Care.QUICKLY else "SLICE"
+    if care is not Care.QUICKLY:
         stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"err_detect": "explode+crccheck"}
+    if care is not Care.LENIENTLY:
+        stream.codec_context.options = {"err_detect": "explode+crccheck"}
 
 
 def _by_order(
-    source: Source, container: Any, stream: Any, wanted: Sequence[int], careful: bool
+    source: Source, container: Any, stream: Any, wanted: Sequence[int], care: Care
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Frames that are known by their order alone."""
-    _prepare(stream, frame_threads=not careful, one_thread=careful)
+    _prepare(stream, care)
     waiting, count = set(wanted), 0
     size = None
     for number, packet in enumerate(_until_error(container.demux(stream))):
@@ -127,8 +137,8 @@ def _by_order(
         try:
             decoded = packet.decode()
         except av.FFmpegError:
-            if number:  # streams that were cut out of others begin with what cannot be decoded
-                raise NotDecoded(number if careful else None) from None
+            if care is not Care.LENIENTLY:
+                raise NotDecoded(number) from None
             continue
         for frame in decoded:
             if count in waiting:
@@ -147,19 +157,19 @@ def _by_order(
 class _ByTime:
     """Decodes frames that are known by their time stamps, skipping what lies between them."""
 
-    def __init__(self, source: Source, container: Any, stream: Any, careful: bool) -> None:
+    def __init__(self, source: Source, container: Any, stream: Any, care: Care) -> None:
         packets, timeline = source.packets, source.timeline
         assert timeline.pts is not None
         assert timeline.packet is not None
         assert timeline.start is not None
         self._packets, self._progress, self._container, self._stream = packets, source.progress, container, stream
         self._pts, self._packet, self._start = timeline.pts, timeline.packet, timeline.start
-        self._leading, self._careful = leading(packets), careful
+        self._leading, self._care = leading(packets), care
         # A decoder of several threads tells of an error some packets late. Behind the open end of a group of pictures
         # errors are to be expected, so it must be known which packets they are of.
-        _prepare(stream, frame_threads=not careful and not self._leading[1:].any(), one_thread=careful)
+        _prepare(stream, care, frame_threads=not self._leading[1:].any())
         self._context = stream.codec_context
-        self._skips = not careful and packets.codec in _SKIPS_UNREFERENCED
+        self._skips = care is Care.QUICKLY and packets.codec in _SKIPS_UNREFERENCED
         self._feed = self._numbered(0)
         self._position = 0  # of the next packet
         self._size: tuple[int, int] | None = None
@@ -181,6 +191,7 @@ class _ByTime:
     def _of_run(self, first: int, last: int, frames: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         waiting = {int(self._pts[frame]): frame for frame in frames}
         needed = {int(self._packet[frame]) for frame in frames}
+        begun = not first or bool(self._packets.hidden[first])
         own = int(self._start[frames[0]])  # what is decoded before that is of no consequence
         for number, packet in self._packets_of(first, last):
             if self._skips:
@@ -188,11 +199,15 @@ class _ByTime:
             try:
                 decoded = self._context.decode(packet)
             except av.FFmpegError:
-                if number >= own and not self._leading[number]:
-                    raise NotDecoded(number if self._careful else None) from None
+                if number >= own and not self._leading[number] and self._care is not Care.LENIENTLY:
+                    raise NotDecoded(number) from None
                 continue
             for frame in decoded:
+                if frame.pts == self._packets.pts[first]:
+                    begun = begun or frame.pict_type == PictureType.I
                 if (index := waiting.pop(frame.pts, None)) is not None:
+                    if not begun:  # what is called a key frame renews a part of the picture only
+                        raise NotDecoded(unforeseen=True)
                     if frame.is_corrupt:
                         raise NotDecoded(int(self._packet[index]))
                     pixels = upright(frame, self._size)
@@ -204,7 +219,7 @@ class _ByTime:
         first, last, frames = 0, -1, []
         for frame in wanted:
             start, packet = int(self._start[frame]), int(self._packet[frame])
-            if self._careful:
+            if self._care is not Care.QUICKLY:
                 earlier = np.flatnonzero(self._packets.key[:start])
                 start = int(earlier[-1]) if len(earlier) else 0
             if frames and start > last + 1:

@@ -33,16 +33,16 @@ class Packets:
         bytes are missing.
     time_base
         In seconds.
-    rate
-        Frames per second as the file has it, None if it does not say.
+    rates
+        Frames per second as the file has it, and as FFmpeg guesses it; empty if neither is known.
     container, codec
         FFmpeg's names, of the container the first.
+    reorders
+        Whether the decoder expects pictures that are decoded in another order than shown.
     stream
         Its number in the file.
     promised_seconds
         How long the header says that this stream is, from time 0; None if it does not.
-    promised_packets
-        How many packets the header says that this stream has, 0 if it does not.
     error
         What ended the look before the end of the file, or None.
     """
@@ -54,12 +54,12 @@ class Packets:
     hidden: np.ndarray
     corrupt: np.ndarray
     time_base: Fraction
-    rate: Fraction | None
+    rates: tuple[float, ...]
     container: str
     codec: str
+    reorders: bool
     stream: int
     promised_seconds: float | None
-    promised_packets: int
     error: str | None
 
     def __len__(self) -> int:
@@ -133,12 +133,12 @@ def look_at_packets(path: str, progress: Progress) -> Packets:
             *times,
             *flags,
             time_base=stream.time_base,
-            rate=stream.average_rate or stream.guessed_rate,
+            rates=tuple(float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate),
             container=container.format.name.split(",")[0],
             codec=codec,
+            reorders=stream.codec_context.has_b_frames,
             stream=stream.index,
             promised_seconds=_promised_seconds(stream, container.format.name),
-            promised_packets=stream.frames,
             error=error,
         )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +14,24 @@ from torch import Tensor
 
 from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.video import damage, decord
-from lmms_flexselect.video.decoding import NotDecoded, Source, decode, time_stamps
+from lmms_flexselect.video.decoding import Care, NotDecoded, Source, decode, time_stamps
 from lmms_flexselect.video.file import FileIdentity, change_complaint, file_complaint, file_identity
 from lmms_flexselect.video.packets import Packets, look_at_packets
-from lmms_flexselect.video.timeline import Timeline, is_regular, leading, timeline_of_frames, timeline_of_packets
+from lmms_flexselect.video.timeline import (
+    Timeline,
+    is_regular,
+    leading,
+    starts_open,
+    timeline_of_frames,
+    timeline_of_packets,
+)
 from lmms_flexselect.video.watchdog import DEFAULT_TIMEOUT, Progress, watched
 
 Result = TypeVar("Result")
 DECODERS = ("pyav", "decord")
 LEAST_FRAMES = 2
 _FEWEST_DECODED = 0.98
+_FRAMES_FOR_ORDER = 64
 _PIXELS_AT_ONCE = 16 * 1920 * 1080  # bounds memory, changes nothing
 
 
@@ -109,27 +117,32 @@ class VideoFile:
         if self.decoder == "decord":
             yield from decord.decode(source, frames)
             return
-        left = list(frames)
-        careful = False
+        left, care = deque(frames), Care.QUICKLY
         while left:
             try:
-                for number, pixels in decode(source, self._together(left) if careful else list(left), careful):
-                    left.pop(0)
+                batch = list(left) if care is Care.QUICKLY else self._together(left)
+                for number, pixels in decode(source, batch, care):
+                    left.popleft()
                     yield number, pixels
-                careful = False
+                care = Care.QUICKLY
             except NotDecoded as failure:
-                if careful:
-                    self._give_up(failure)
-                careful = True
+                care = self._more_care(care, failure)
 
     def _together(self, frames: Sequence[int]) -> list[int]:
         """Those of `frames` that need the same key frame as the first."""
         start = self.timeline.start
         return [f for f in frames if start is None or start[f] == start[frames[0]]]
 
-    def _give_up(self, failure: NotDecoded) -> NoReturn:
+    def _more_care(self, care: Care, failure: NotDecoded) -> Care:
+        """How to try again. Raises if that is of no use."""
+        if care is Care.QUICKLY and not (failure.unforeseen and failure.packet is None):
+            return Care.IN_STEP
         if failure.unforeseen and self.timeline.pts is not None:
             raise _Unforeseen
+        second_key = np.flatnonzero(np.cumsum(self.packets.key) > 1)[:1]
+        in_first_group = failure.packet is not None and (not len(second_key) or failure.packet < second_key[0])
+        if care is Care.IN_STEP and in_first_group and starts_open(self.packets):
+            return Care.LENIENTLY
         raise VideoError(f"{self.path}: {damage.damaged_at(self.packets, self.timeline, failure.packet)}")
 
 
@@ -243,6 +256,8 @@ def _timeline(path: str, packets: Packets, progress: Progress, by_order: bool, d
         if by_order and stamps and len(stamps) < _FEWEST_DECODED * count and abs(2 * len(stamps) - count) > 2:
             raise ValueError(f"only {len(stamps)} of {count} pictures can be decoded")
         return timeline_of_frames(stamps, packets)
+    if decodes and _without_order(path, packets, progress):
+        return _timeline(path, packets, progress, True, decodes)
     first_key = int(packets.key.argmax())
     doubtful = leading(packets) & ~packets.hidden & (np.cumsum(packets.key) <= 1)
     if not doubtful.any() or not decodes:
@@ -250,3 +265,12 @@ def _timeline(path: str, packets: Packets, progress: Progress, by_order: bool, d
     until = int(max(packets.pts[doubtful].max(), packets.pts[first_key]))
     come = time_stamps(path, packets, progress, until)
     return timeline_of_packets(packets, [int(pts) for pts in packets.pts[doubtful] if pts not in come])
+
+
+def _without_order(path: str, packets: Packets, progress: Progress) -> bool:
+    """Whether time stamps follow the order of decoding although pictures are shown in another."""
+    if not packets.reorders or (np.diff(packets.pts) < 0).any():
+        return False
+    few = packets.pts[min(_FRAMES_FOR_ORDER, len(packets)) - 1]
+    stamps = [stamp for stamp in time_stamps(path, packets, progress, int(few)) if stamp is not None]
+    return sorted(stamps) != stamps

@@ -12,7 +12,8 @@ from lmms_flexselect.video.packets import NO_TIME, Packets
 # FFmpeg joins what is further apart than this in containers whose clocks may start anew.
 _JUMP_SECONDS = 10.0
 _CLOCKS_MAY_JUMP = ("mpegts", "mpeg", "mpegvideo", "vob")
-_HALF_A_FRAME = 0.5
+_TOLERATED_FRAMES = 1.5
+_LOST_AT_CUTS = 4  # a cut without encoding anew leaves out some of the last pictures
 # Of these, containers and codecs, what they say of key frames is relied upon.
 _KEYS_IN = ("mov", "matroska", "mpegts", "flv", "avi")
 _KEYS_OF = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "libaom-av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg")
@@ -84,6 +85,12 @@ def leading(packets: Packets) -> np.ndarray:
     return (newest_key < 0) | (packets.pts < packets.pts[newest_key])
 
 
+def starts_open(packets: Packets) -> bool:
+    """Whether the first group of pictures lacks some, since the video was cut out of another without encoding anew."""
+    first_group = np.cumsum(packets.key) <= 1
+    return bool(((leading(packets) | packets.hidden | (packets.pts == NO_TIME)) & first_group).any())
+
+
 def timeline_of_packets(packets: Packets, undecodable: Sequence[int] = ()) -> Timeline:
     """Of a stream for which `is_regular` holds.
 
@@ -104,16 +111,18 @@ def timeline_of_packets(packets: Packets, undecodable: Sequence[int] = ()) -> Ti
 def timeline_of_frames(stamps: Sequence[int | None], packets: Packets) -> Timeline:
     """Of the time stamps of all frames, in the order in which a decoder gave them out.
 
-    Where they are missing, jump or go back, the frames follow each other at the rate of the file.
+    Where they are missing, or a clock starts anew, the frames follow each other at the rate of the file.
     """
-    rate = float(packets.rate or _FALLBACK_RATE)
+    rate = packets.rates[-1] if packets.rates else _FALLBACK_RATE
     if any(stamp is None for stamp in stamps):
         times = np.arange(len(stamps)) / rate
-    else:
+    elif packets.container in _CLOCKS_MAY_JUMP:
         steps = np.diff(np.array(stamps, np.int64)) * float(packets.time_base)
-        jumps = packets.container in _CLOCKS_MAY_JUMP
-        steps[(steps <= 0) | (jumps & (steps > _JUMP_SECONDS))] = 1 / rate
-        times = np.concatenate([[0.0], np.cumsum(steps)])[: len(stamps)]
+        steps[(steps <= 0) | (steps > _JUMP_SECONDS)] = 1 / rate
+        times = np.concatenate([[0.0], np.cumsum(steps)])
+    else:
+        ascending = np.sort(np.array(stamps, np.int64))
+        times = (ascending - ascending[0]) * float(packets.time_base)
     return Timeline(*_rated(times, 0.0, packets))
 
 
@@ -123,15 +132,21 @@ def _last_duration(packets: Packets, order: np.ndarray) -> float:
 
 def _rated(times: np.ndarray, last: float, packets: Packets) -> tuple[np.ndarray, float, bool]:
     """Times, the frame rate, and whether it is constant."""
-    rate = float(packets.rate or 0)
-    if rate and (np.abs(times - np.arange(len(times)) / rate) <= _HALF_A_FRAME / rate).all():
-        return times, rate, True
+    for rate in packets.rates:
+        if _keeps_to(times, rate):
+            return times, rate, True
     if len(times) < 2:
-        return times, rate or _FALLBACK_RATE, True
+        return times, packets.rates[0] if packets.rates else _FALLBACK_RATE, True
     average = times[-1] / (len(times) - 1)
     # A last frame that says nothing, or lasts as long as many, is taken for an average one.
     rate = len(times) / (times[-1] + (last if 0 < last <= 2 * np.diff(times).max() else average))
-    return times, rate, bool((np.abs(times - np.arange(len(times)) / rate) <= _HALF_A_FRAME / rate).all())
+    return times, rate, _keeps_to(times, rate)
+
+
+def _keeps_to(times: np.ndarray, rate: float) -> bool:
+    """Whether frame i is shown at ``i / rate``, as nearly as a file says it that was cut without encoding anew."""
+    off = np.abs(times * rate - np.arange(len(times)))
+    return bool((off[:-_LOST_AT_CUTS] <= _TOLERATED_FRAMES).all() and off.max() <= _LOST_AT_CUTS)
 
 
 def _starts(packets: Packets, order: np.ndarray) -> np.ndarray:
