@@ -10,19 +10,17 @@ from unittest.mock import patch
 
 from torch import nn
 
-from lmms_flexselect import video
-from lmms_flexselect.families import llava_video, llava_video_frames
+from lmms_flexselect.families import internvl_processor, llava_video, llava_video_frames, qwen2_5_vl_frames
 from lmms_flexselect.models._measure import now
 from lmms_flexselect.selectors import ReferenceLayer
-from lmms_flexselect.video_file import VideoFile
 
 PARTS = ("decode", "preprocess", "vision", "scoring", "selection", "prefill", "first token")
 
 # What lies within another part and is one of its own.
 _SEAMS: tuple[tuple[Any, str, str], ...] = (
-    (llava_video_frames, "open_video", "decode"),
-    (video, "open_video", "decode"),
-    (VideoFile, "read", "decode"),
+    (llava_video_frames, "with_video", "decode"),
+    (qwen2_5_vl_frames, "with_video", "decode"),
+    (internvl_processor, "with_video", "decode"),
     (llava_video, "pixel_values", "preprocess"),
     (ReferenceLayer, "scores", "scoring"),
 )

@@ -21,12 +21,11 @@ from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo
 from lmms_flexselect.families.llava_video_frames import read_llava_video
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, LlavaVideoForCausalLM
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl_frames import FrameSampling, read_video
 from lmms_flexselect.lite.checkpoint import module_config
 from lmms_flexselect.lite.models import SELECTORS
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.presets import preset
-from lmms_flexselect.video import FrameSampling, read_video
-from lmms_flexselect.video_file import open_video
 
 NAMES = {
     "llava_vid": ("lmms-lab/LLaVA-Video-7B-Qwen2", "yunzhuyunzhu/flexselect_llava_video"),
@@ -153,9 +152,8 @@ class VideoLLM:
             tokens = int(grid[0].prod()) // vision.spatial_merge_size**2
             ids = torch.cat([before, torch.full((tokens,), self.config.video_token_id), question])
             return {"input_ids": ids[None], "pixel_values_videos": made["pixel_values_videos"], "video_grid_thw": grid}
-        file = open_video(path)
         processor = OriginalProcessor(None, vision.image_size[0])
-        pixels = video_pixels(processor, file, FrameSegments(frames).indices(file), self.model.dtype)
+        pixels = video_pixels(processor, path, FrameSegments(frames), self.model.dtype)
         frame = torch.tensor([_IMG, *[self.config.image_token_id] * self.config.image_seq_length, _IMG_END])
         ids = torch.cat([before, frame.repeat(len(pixels)), question])[None]
         video = torch.full_like(ids, -1)

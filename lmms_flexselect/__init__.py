@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video, question_ids
     from lmms_flexselect.families.llava_video_frames import read_llava_video
     from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+    from lmms_flexselect.families.qwen2_5_vl_frames import FrameSampling, read_video
     from lmms_flexselect.flexselect import FlexSelect, Selection
     from lmms_flexselect.prompt import VideoPrompt
     from lmms_flexselect.selectors import Random, ReferenceLayer, Uniform
-    from lmms_flexselect.video import FrameSampling, read_video
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 _HOME = {
     "FlexSelect": "flexselect",
     "FlexSelectError": "errors",
-    "FrameSampling": "video",
+    "FrameSampling": "families.qwen2_5_vl_frames",
     "LlavaVideo": "families.llava_video",
     "Qwen2_5_VL": "families.qwen2_5_vl",
     "Random": "selectors",
@@ -51,7 +51,7 @@ _HOME = {
     "load_llava_video": "families.llava_video",
     "question_ids": "families.llava_video",
     "read_llava_video": "families.llava_video_frames",
-    "read_video": "video",
+    "read_video": "families.qwen2_5_vl_frames",
 }
 
 

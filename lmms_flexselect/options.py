@@ -26,6 +26,7 @@ CHOICES = {
     "image_marks": IMAGE_MARKS,
     "system_message": tuple(SYSTEM_MESSAGES),
     "dtype": ("bfloat16", "float16", "float32"),
+    "video_decode_backend": ("pyav", "decord", "image"),
 }
 # Options that say nothing to other families, and are refused there.
 _OF_ONE_FAMILY = {
@@ -77,6 +78,11 @@ class FlexSelectOptions:
         Of the model's weights.
     strict
         Stop at a video that cannot be read; otherwise its sample is answered empty, counted and listed.
+    video_decode_backend
+        ``pyav`` shows of every file the frames that a player does; ``decord`` refuses those of which it would not.
+        ``image``, of llava_vid, reads folders of pictures only.
+    video_timeout
+        Seconds for which the reading of a video may stand still, without a packet or a frame, before it is given up.
     dump_selection
         Folder that receives one ``.npz`` a sample with what was kept; None for none.
     prefetch_videos
@@ -104,6 +110,8 @@ class FlexSelectOptions:
     seed: int = 0
     dtype: str = "bfloat16"
     strict: bool = True
+    video_decode_backend: str = "pyav"
+    video_timeout: float = 60.0
     dump_selection: str | None = None
     prefetch_videos: int = 2
     store_gpu_gib: float = 4.0
@@ -127,6 +135,10 @@ class FlexSelectOptions:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise OptionError(f"{name}={value}: must be a number of GiB, 0 for none")
             setattr(self, name, float(value))
+        timeout = self.video_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+            raise OptionError(f"video_timeout={timeout}: must be a number of seconds greater than 0")
+        self.video_timeout = float(timeout)
         if self.seconds_per_unit is not None:
             if isinstance(self.seconds_per_unit, bool) or not isinstance(self.seconds_per_unit, (int, float)):
                 raise OptionError(f"seconds_per_unit={self.seconds_per_unit}: must be sampled or a number of seconds")

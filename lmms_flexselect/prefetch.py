@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import groupby
 from typing import Generic, TypeVar
+
+from lmms_flexselect.background import in_background
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -41,14 +43,14 @@ class Prefetcher(Generic[Key, Value]):
         self._needed = needed
         self._coming: deque[Key] = deque()
         self._held: dict[Key, Future[Value]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._turn: threading.Semaphore | None = None
 
     def plan(self, keys: Iterable[Key]) -> None:
         """Begin with a new order, and with the first values of it; what was planned before is forgotten."""
         self.close()
         self._coming = deque(key for key, _ in groupby(keys))
         if self._ahead and self._coming:
-            self._pool = ThreadPoolExecutor(self._ahead, "prefetch")
+            self._turn = threading.Semaphore(self._ahead)
         self._begin()
 
     def get(self, key: Key) -> Value:
@@ -76,9 +78,9 @@ class Prefetcher(Generic[Key, Value]):
 
     def close(self) -> None:
         """Let go of everything. What is being read at the moment ends by itself; nothing else is begun."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
+        for future in self._held.values():
+            future.cancel()
+        self._turn = None
         self._coming.clear()
         self._held.clear()
 
@@ -92,12 +94,12 @@ class Prefetcher(Generic[Key, Value]):
                 break
         for key in [key for key in self._held if key not in wanted]:
             self._held.pop(key).cancel()
-        if self._pool is None:
+        if self._turn is None:
             return
         for key in wanted:
             if key not in self._held and self._needed(key):
                 try:
-                    self._held[key] = self._pool.submit(self._value, key)
+                    self._held[key] = in_background(self._value, key, turn=self._turn)
                 except RuntimeError:  # no more threads are to be had: it is read when it is asked for
                     return
 

@@ -25,7 +25,8 @@ from lmms_flexselect.models._selecting_model import SelectingModel
 from lmms_flexselect.models._upstream import EscapeUpstream, command_line, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.processes import Processes
-from lmms_flexselect.video_file import file_complaint, video_length
+from lmms_flexselect.video.checking import Length
+from lmms_flexselect.video.reading import check_video
 from lmms_flexselect.video_key import VideoKey
 
 _MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -47,6 +48,7 @@ class Answering(lmms):
     _frames: Frames[Any]
     _processes: Processes
     _joined: bool
+    _lengths: dict[str, Length | None]
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -54,9 +56,9 @@ class Answering(lmms):
         """The requests as upstream's loop gets them."""
         return requests
 
-    def _file_complaint(self, path: str) -> str | None:
-        """What is wrong with a video, seen from outside."""
-        return file_complaint(path)
+    def _check_video(self, path: str) -> Length:
+        """Frames and rate of a video by a look that decodes nothing; raises `VideoError`."""
+        return check_video(path, self.options.video_timeout)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         """What the videos of a request will be read by, in order; None for what is none."""
@@ -105,9 +107,10 @@ class Answering(lmms):
         try:
             videos = request_videos(requests, self.task_dict)
             self.task_dict.last(0)  # nobody's turn yet
-            if self.options.strict:
-                check_videos(videos, self._file_complaint)
-            if self._regroups(requests):
+            regroups = self._regroups(requests)
+            if self.options.strict or regroups:
+                self._lengths = check_videos(videos, self._check_video, self.options.strict)
+            if regroups:
                 return self._regrouped(kind, requests, videos)
             return self._answers(kind, requests, videos)
         except EscapeUpstream as escape:
@@ -137,7 +140,7 @@ class Answering(lmms):
     def _weight(self, paths: Paths) -> float:
         """How long a request about these videos takes: the frames that are read of them, of a bad one 1."""
         weight = 0
-        for length in map(video_length, paths):
+        for length in map(self._lengths.get, paths):
             try:
                 weight += self._frame_count(*length) if length else 1
             except ValueError:  # too short to be read: that shows when it is its turn

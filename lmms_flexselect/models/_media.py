@@ -16,25 +16,28 @@ from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 
 from lmms_flexselect.errors import VideoError
+from lmms_flexselect.families.qwen2_5_vl_frames import FrameSampling, SampledVideo, read_video_bytes
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow, text_of
 from lmms_flexselect.models._seen_videos import SeenVideo, inputs_without_pixels, seen_in
-from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
+from lmms_flexselect.video.reading import PYAV, Backend
 from lmms_flexselect.video_key import VideoKey, video_key
 
 _OF_MEDIA = ("images", "videos", "video_metadata")
 _READ_BY = ("min_pixels", "max_pixels", "video_start", "video_end")
 
 
-def element_key(element: dict[str, Any], sampling: FrameSampling) -> VideoKey | None:
+def element_key(element: dict[str, Any], sampling: FrameSampling, backend: Backend = PYAV) -> VideoKey | None:
     """What a video of a chat message is read by; None if there is no such file."""
-    return video_key(element["video"], sampling, *((name, element[name]) for name in _READ_BY if name in element))
+    return video_key(
+        element["video"], sampling, backend, *((name, element[name]) for name in _READ_BY if name in element)
+    )
 
 
 def read_key(key: VideoKey) -> SampledVideo:
     """The frames that `element_key` stands for, uint8."""
-    sampling, *rules = key.reading
-    return read_video_bytes({"video": key.path, **dict(rules)}, sampling)  # type: ignore[arg-type]
+    sampling, backend, *rules = key.reading
+    return read_video_bytes({"video": key.path, **dict(rules)}, sampling, backend=backend)  # type: ignore[arg-type]
 
 
 class MediaProcessor:
@@ -55,6 +58,8 @@ class MediaProcessor:
     has_video
         Whether the family keeps a video's visual tokens. Where it does so for all videos of a batch that were seen
         before, their pixels are left out.
+    backend
+        What decodes.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class MediaProcessor:
         pass_metadata: bool = True,
         frames: Frames[SampledVideo] | None = None,
         has_video: Callable[[VideoKey], bool] = lambda key: False,
+        backend: Backend = PYAV,
     ) -> None:
         self._processor = processor
         self._sampling = sampling
@@ -72,6 +78,7 @@ class MediaProcessor:
         self._pass_metadata = pass_metadata
         self._frames = frames or Frames(read_key, 0)
         self._has_video = has_video
+        self._backend = backend
         self._seen: dict[VideoKey, SeenVideo] = {}
         self._rows: list[PreparedRow] = []
         self._images: list[Any] = []
@@ -127,7 +134,7 @@ class MediaProcessor:
 
     def _knows_element(self, element: dict[str, Any]) -> bool:
         video = element.get("video")
-        return isinstance(video, (str, os.PathLike)) and self.knows(element_key(element, self._sampling))
+        return isinstance(video, (str, os.PathLike)) and self.knows(element_key(element, self._sampling, self._backend))
 
     def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
         row, images, keys = PreparedRow(text_of(conversation[-1])), [], []
@@ -157,9 +164,9 @@ class MediaProcessor:
 
     def _read_video(self, element: dict[str, Any]) -> tuple[SampledVideo | SeenVideo, VideoKey | None]:
         if isinstance(element["video"], (str, os.PathLike)):
-            key = element_key(element, self._sampling)
+            key = element_key(element, self._sampling, self._backend)
             if key is None:
-                return read_video_bytes(element, self._sampling), None
+                return read_video_bytes(element, self._sampling, backend=self._backend), None
             return self._seen[key] if self._leave_out else self._frames.get(key), key
         frames, metadata = fetch_video(element, return_video_metadata=True)  # a list of images: nothing to sample
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None

@@ -25,12 +25,13 @@ from lmms_flexselect.models._upstream import (
     use_upstream_prompts,
 )
 from lmms_flexselect.needle import checkpoint, selector_path
-from lmms_flexselect.options import FlexSelectOptions, check_names
+from lmms_flexselect.options import FlexSelectOptions, check_choice, check_names
 from lmms_flexselect.presets import preset
 from lmms_flexselect.processes import Processes
 from lmms_flexselect.selectors import Random, Selector, Uniform
 from lmms_flexselect.store import VideoStore
 from lmms_flexselect.training.readers import Reader
+from lmms_flexselect.video.reading import DECODERS, Backend
 
 
 class FlexSelectPlugin(Answering):
@@ -41,6 +42,7 @@ class FlexSelectPlugin(Answering):
     _device_map_on_cpu: ClassVar[str] = "cpu"
     _family_name: ClassVar[str]
     """Of presets, options and needle checkpoint: upstream's name of the class that reads the family."""
+    _decoders: ClassVar[tuple[str, ...]] = DECODERS
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -81,6 +83,11 @@ class FlexSelectPlugin(Answering):
         """What upstream's loop talks to; `arguments` are `SelectingModel`'s."""
         raise NotImplementedError
 
+    @property
+    def backend(self) -> Backend:
+        """What reads videos."""
+        return Backend(self.options.video_decode_backend, self.options.video_timeout)
+
     def reader(self) -> Reader:
         """What reads frames and a question as this model does, outside of lmms-eval's loop."""
         raise NotImplementedError
@@ -119,6 +126,7 @@ class FlexSelectPlugin(Answering):
             given["reference_layer"] = measured.layer(str(given.get("reduction", "max")))
         known = {*FlexSelectOptions.names_for(self._family_name), *accepted}
         check_names(given, known)
+        check_choice("video_decode_backend", given.get("video_decode_backend", "pyav"), self._decoders)
         FlexSelectOptions.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)

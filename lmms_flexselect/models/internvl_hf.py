@@ -79,6 +79,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self._selector_tokenizer,
             self._frames,
             self._has_video,
+            self.backend,
         )
         return InternVLSelectingModel(self.processor, *arguments)
 

@@ -14,10 +14,9 @@ from lmms_flexselect.families.llava_video import LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video_frames import LlavaClip, sample_frames
 from lmms_flexselect.families.llava_video_model import LlavaVideoConfig, check_pooling
 from lmms_flexselect.models._llava_frames import (
-    DECODERS,
     LlavaFrames,
     VisualSource,
-    frame_complaint,
+    check_frames,
     read_frames,
     read_key,
     visuals_key,
@@ -29,6 +28,7 @@ from lmms_flexselect.models._preflight import Paths
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.training.readers import LlavaVideoReader
+from lmms_flexselect.video.reading import DECODERS
 from lmms_flexselect.video_key import VideoKey
 
 upstream = upstream_llava_vid()
@@ -42,6 +42,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     """Upstream's class on a LLaVA-Video of our own; frames, prompts and the loops are upstream's."""
 
     upstream_name = _family_name = "llava_vid"
+    _decoders = (*DECODERS, "image")
     _upstream_module = upstream
     video_decode_backend: str
     max_frames_num: int
@@ -55,7 +56,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     def _selecting_model(self, *arguments: Any) -> LlavaSelectingModel:
         self._image_processor = _PassOn
         # Upstream's loop calls `load_video` for this one only, and does not get through the others.
-        self._decoder, self.video_decode_backend = self.video_decode_backend, "decord"
+        self.video_decode_backend = "decord"
         return LlavaSelectingModel(*arguments)
 
     def reader(self) -> LlavaVideoReader:
@@ -84,7 +85,6 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         check_pooling(upstream_args["mm_spatial_pool_mode"], upstream_args["mm_spatial_pool_stride"])
         check_choice("mm_newline_position", upstream_args["mm_newline_position"], ("grid",))
         check_choice("conv_template", upstream_args["conv_template"], conv_templates)
-        check_choice("video_decode_backend", upstream_args["video_decode_backend"], DECODERS)
         self.options.check_frames(frames)
 
     def _loaders(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     ) -> tuple[LlavaFrames, str, float]:
         """Frames, their seconds as text, and the length in seconds; a failure is kept for `LlavaSelectingModel`."""
         start = time.perf_counter()
-        how = (max_frames_num, fps, force_sample, self._decoder, self.config.vision_config.image_size)
+        how = (max_frames_num, fps, force_sample, self.backend, self.config.vision_config.image_size)
         try:
             frames, seconds, length = read_frames(video_path, *how, self._frames)
         except Exception as error:
@@ -138,7 +138,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         size = self.config.vision_config.image_size
-        return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self._decoder, size)]
+        return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self.backend, size)]
 
     def _read_video(self, key: VideoKey) -> LlavaClip:
         return read_key(key)
@@ -149,8 +149,8 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     def _prepared(self, requests: list[Any]) -> list[Any]:
         return with_visuals(requests, _one_source)
 
-    def _file_complaint(self, path: str) -> str | None:
-        return frame_complaint(path)
+    def _check_video(self, path: str) -> tuple[int, float]:
+        return check_frames(path, self.options.video_timeout)
 
 
 def _one_source(visuals: list[Any], question: str) -> list[VisualSource]:

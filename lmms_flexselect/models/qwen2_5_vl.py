@@ -12,6 +12,7 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl_frames import FrameSampling, SampledVideo
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models._loading import StrictLoader
 from lmms_flexselect.models._media import MediaProcessor, element_key, read_key
@@ -21,7 +22,6 @@ from lmms_flexselect.models._qwen_selecting_model import QwenSelectingModel
 from lmms_flexselect.models._upstream import with_visuals
 from lmms_flexselect.options import whole_number
 from lmms_flexselect.training.readers import Qwen2_5_VLReader
-from lmms_flexselect.video import FrameSampling, SampledVideo
 from lmms_flexselect.video_key import VideoKey
 
 _FRAMES_PER_UNIT = 2
@@ -51,13 +51,14 @@ class _Qwen2_5_VLPlugin(FlexSelectPlugin):
             self._pass_metadata(),
             self._frames,
             has_video=self._has_video,
+            backend=self.backend,
         )
         return QwenSelectingModel(self.processor, *arguments)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         # As upstream's loops write a video into their messages.
         bounds = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
-        return [element_key({"video": path, **bounds}, self._sampled) for path in paths]
+        return [element_key({"video": path, **bounds}, self._sampled, self.backend) for path in paths]
 
     def _read_video(self, key: VideoKey) -> SampledVideo:
         return read_key(key)

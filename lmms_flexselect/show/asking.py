@@ -11,7 +11,7 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.options import check_choice, layer_numbers
 from lmms_flexselect.scores.run_options import model_args
 from lmms_flexselect.show.views import Shown, join, shown
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video.file import file_complaint
 
 _TASK, _SPLIT = "show", "test"
 

@@ -22,11 +22,10 @@ from lmms_flexselect.families.internvl_prompt import END, START, SYSTEM_MESSAGES
 from lmms_flexselect.families.llava_video import VIDEO_TOKEN, LlavaVideo, load_llava_video
 from lmms_flexselect.families.llava_video_frames import read_llava_video
 from lmms_flexselect.families.qwen2_5_vl import Qwen2_5_VL
+from lmms_flexselect.families.qwen2_5_vl_frames import FrameSampling, read_video, resize_frames
 from lmms_flexselect.lite.checkpoint import load_selector_tokenizer
 from lmms_flexselect.loading import checkpoint_config, load_whole
 from lmms_flexselect.presets import preset
-from lmms_flexselect.video import FrameSampling, read_video, resize_frames
-from lmms_flexselect.video_file import open_video
 
 
 class Reader(Protocol):
@@ -113,7 +112,7 @@ class Qwen2_5_VLReader:
         count = len(frames)
         resized = resize_frames(frames.permute(0, 3, 1, 2), self._pixels, count)
         indices = list(range(count))
-        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "decord"}
+        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "images"}
         return self.inputs(resized, metadata, question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
@@ -174,9 +173,7 @@ class InternVLReader:
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
-        opened = open_video(video)
-        pixels = video_pixels(self._processor, opened, self._segments.indices(opened), self._dtype)
-        return self.inputs(pixels, question, answer)
+        return self.inputs(video_pixels(self._processor, video, self._segments, self._dtype), question, answer)
 
     def inputs(self, pixels: Tensor, question: str, answer: str) -> Mapping[str, Any]:
         """The same of what the tower reads."""

@@ -216,7 +216,8 @@ class _ByTime:
 
     def _runs(self, wanted: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
         """What to decode without a break: the first and the last packet, and the frames that come of them."""
-        first, last, frames = 0, -1, []
+        first, last = 0, -1
+        frames: list[int] = []
         for frame in wanted:
             start, packet = int(self._start[frame]), int(self._packet[frame])
             if self._care is not Care.QUICKLY:
@@ -240,12 +241,12 @@ class _ByTime:
             time = packets.pts if packets.container == "matroska" or packets.dts[first] == NO_TIME else packets.dts
             self._container.seek(int(time[first]), stream=self._stream)
             landed = next(iter(self._container.demux(self._stream)))
-            numbers = np.flatnonzero((packets.pts == landed.pts) & packets.key) if landed.pts is not None else []
+            numbers = np.flatnonzero((packets.pts == landed.pts) & packets.key)  # none if `landed` has no time
             self._container.seek(int(time[first]), stream=self._stream)
             if len(numbers) == 1 and before <= numbers[0] <= first:
                 self._feed = self._numbered(int(numbers[0]))
             else:  # what the file says of its key frames is not so: read on from its beginning
-                self._container.seek(0)
+                self._container.seek(int(time[0]), stream=self._stream)
                 self._feed = self._numbered(0)
         if self._position:
             self._context.flush_buffers()

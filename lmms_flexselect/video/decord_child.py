@@ -16,6 +16,7 @@ _CLOSE = 2  # frames passed for each one wanted
 
 def main(path: str, wanted: list[int]) -> None:
     """Write frames until all are written, or the process that asked for them is gone."""
+    sys.path.pop(0)  # this folder, whose modules are not to be taken for others of their name
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
     import decord
 

@@ -122,16 +122,19 @@ def look_at_packets(path: str, progress: Progress) -> Packets:
                 if not packet.size:
                     continue
                 hidden = packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & 0x10)
-                times = (NO_TIME if time is None else time for time in (packet.pts, packet.dts))
-                rows.append((*times, packet.duration or 0, packet.is_keyframe, hidden, packet.is_corrupt))  # type: ignore[arg-type]
+                pts, dts = (NO_TIME if time is None else time for time in (packet.pts, packet.dts))
+                rows.append((pts, dts, packet.duration or 0, packet.is_keyframe, hidden, packet.is_corrupt))
         except (av.FFmpegError, OSError) as failure:
             error = first_line(failure)
-        columns = list(zip(*rows, strict=True)) or [()] * 6
-        times = (np.array(column, np.int64) for column in columns[:3])
-        flags = (np.array(column, bool) for column in columns[3:])
+        times = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
+        flags = np.array([row[3:] for row in rows], bool).reshape(-1, 3).T
         return Packets(
-            *times,
-            *flags,
+            pts=times[0],
+            dts=times[1],
+            duration=times[2],
+            key=flags[0],
+            hidden=flags[1],
+            corrupt=flags[2],
             time_base=stream.time_base,
             rates=tuple(float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate),
             container=container.format.name.split(",")[0],

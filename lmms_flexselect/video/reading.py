@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.errors import VideoError, first_line
-from lmms_flexselect.video import damage, decord
+from lmms_flexselect.video import damage, decord_reader
 from lmms_flexselect.video.decoding import Care, NotDecoded, Source, decode, time_stamps
 from lmms_flexselect.video.file import FileIdentity, change_complaint, file_complaint, file_identity
 from lmms_flexselect.video.packets import Packets, look_at_packets
@@ -33,6 +33,25 @@ LEAST_FRAMES = 2
 _FEWEST_DECODED = 0.98
 _FRAMES_FOR_ORDER = 64
 _PIXELS_AT_ONCE = 16 * 1920 * 1080  # bounds memory, changes nothing
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What reads videos, and how long it may be silent.
+
+    Attributes
+    ----------
+    decoder
+        One of `DECODERS`.
+    timeout
+        Seconds without a packet, a frame or a resized part after which a file is given up.
+    """
+
+    decoder: str = "pyav"
+    timeout: float = DEFAULT_TIMEOUT
+
+
+PYAV = Backend()
 
 
 @dataclass
@@ -115,7 +134,7 @@ class VideoFile:
     def _decoded(self, frames: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         source = Source(self.path, self.packets, self.timeline, self.progress)
         if self.decoder == "decord":
-            yield from decord.decode(source, frames)
+            yield from decord_reader.decode(source, frames)
             return
         left, care = deque(frames), Care.QUICKLY
         while left:
@@ -150,9 +169,7 @@ class _Unforeseen(Exception):
     """The frames of a video cannot be told from its packets."""
 
 
-def with_video(
-    path: str, work: Callable[[VideoFile], Result], decoder: str = "pyav", timeout: float = DEFAULT_TIMEOUT
-) -> Result:
+def with_video(path: str, work: Callable[[VideoFile], Result], backend: Backend = PYAV) -> Result:
     """What `work` makes of a video, under a watchdog: opening it, decoding, and what is done with the frames.
 
     Parameters
@@ -161,10 +178,8 @@ def with_video(
         Of the file.
     work
         Runs in a thread of its own.
-    decoder
-        One of `DECODERS`.
-    timeout
-        Seconds without a packet, a frame or a resized part after which the file is given up.
+    backend
+        See `Backend`.
 
     Raises
     ------
@@ -175,16 +190,16 @@ def with_video(
 
     def run(progress: Progress) -> Result:
         try:
-            return work(look(path, progress, decoder))
+            return work(look(path, progress, backend.decoder))
         except _Unforeseen:
-            return work(look(path, progress, decoder, by_order=True))
+            return work(look(path, progress, backend.decoder, by_order=True))
 
-    return watched(path, timeout, run)
+    return watched(path, backend.timeout, run)
 
 
 def open_video(path: str, decoder: str = "pyav", timeout: float = DEFAULT_TIMEOUT) -> VideoFile:
     """A video that was looked at; what is read of it afterwards is read without a watchdog. See `with_video`."""
-    return with_video(path, lambda video: video, decoder, timeout)
+    return with_video(path, lambda video: video, Backend(decoder, timeout))
 
 
 def check_video(path: str, timeout: float = DEFAULT_TIMEOUT) -> tuple[int, float]:
@@ -244,7 +259,7 @@ def look(
         raise VideoError(f"{path}: {complaint}")
     if len(timeline) < LEAST_FRAMES:
         raise VideoError(f"{path}: has {len(timeline)} frame(s); at least {LEAST_FRAMES} are needed")
-    if decoder == "decord" and (complaint := decord.misreads(packets, timeline)):
+    if decoder == "decord" and (complaint := decord_reader.misreads(packets, timeline)):
         raise VideoError(f"{path}: decord would read other frames, {complaint}; give video_decode_backend=pyav")
     return VideoFile(path, timeline, decoder, packets, identity, progress)
 

@@ -117,7 +117,7 @@ def timeline_of_frames(stamps: Sequence[int | None], packets: Packets) -> Timeli
     if any(stamp is None for stamp in stamps):
         times = np.arange(len(stamps)) / rate
     elif packets.container in _CLOCKS_MAY_JUMP:
-        steps = np.diff(np.array(stamps, np.int64)) * float(packets.time_base)
+        steps = np.diff(np.array(stamps, np.float64)) * float(packets.time_base)
         steps[(steps <= 0) | (steps > _JUMP_SECONDS)] = 1 / rate
         times = np.concatenate([[0.0], np.cumsum(steps)])
     else:
