@@ -32,8 +32,9 @@ SIZE = 384
 def write(path: Path, height: int, width: int, gop: int, seconds: int) -> None:
     """A video of so many seconds: a minute of moving picture with grain, over and over."""
     clip = path.with_name(f"clip_{path.name}")
-    source = f"testsrc2=size={width}x{height}:rate={FPS}:duration={min(seconds, CLIP_SECONDS)},noise=alls=12:allf=t"
-    encoder = f"-c:v libx264 -preset veryfast -crf 23 -pix_fmt yuv420p -g {gop * FPS} -keyint_min {gop * FPS}"
+    source = f"testsrc2=size={width}x{height}:rate={FPS}:duration={min(seconds, CLIP_SECONDS)},noise=alls=4:allf=t"
+    keys = f"-g {gop * FPS} -keyint_min {gop * FPS}"
+    encoder = f"-c:v libx264 -preset veryfast -b:v {height * height // 200}k -pix_fmt yuv420p {keys}"
     quiet = ["ffmpeg", "-v", "error", "-y"]
     subprocess.run([*quiet, "-f", "lavfi", "-i", source, *encoder.split(), "-sc_threshold", "0", clip], check=True)
     loops = str(max(0, seconds // CLIP_SECONDS - 1))

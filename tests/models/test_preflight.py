@@ -64,7 +64,7 @@ def test_missing_and_empty_files_are_named_and_counted(files, simple):
     check(request_videos(*requests_for([[good], [good]], simple)))
     with pytest.raises(VideoError, match=r"empty\.mp4: the video file is empty$"):
         check(request_videos(*requests_for([[good], [empty], [empty]], simple)))
-    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos are missing or empty\)$"):
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos cannot be read\)$"):
         check(request_videos(*requests_for([[good], [missing, empty]], simple)))
 
 
@@ -92,7 +92,7 @@ def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
     look(documents, of_folders)
     with pytest.raises(VideoError, match=r"none: the folder of frames is empty$"):
         look([*documents, [str(empty)]], of_folders)
-    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 4 videos are missing or empty\)$"):
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 4 videos cannot be read\)$"):
         look([*documents, [files["missing"], files["empty"], files["good"]]], of_folders)
 
 

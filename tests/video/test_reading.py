@@ -160,7 +160,7 @@ def test_a_cut_file_is_not_a_shorter_video(tmp_path, files, decoder, kind, share
     assert re.search(r"truncated.*[\d,]+ bytes are missing", not_opened(path, decoder))
 
 
-@pytest.mark.parametrize("kind", ["index first.mp4", "video.mkv", "video.webm", "video.avi"])
+@pytest.mark.parametrize("kind", ["index first.mp4", "video.mkv", "video.avi"])
 def test_a_hole_in_a_file_is_said_in_seconds(tmp_path, files, decoder, kind):
     if decoder == "decord":
         pytest.skip("decord does not say what it could not decode")
@@ -168,7 +168,8 @@ def test_a_hole_in_a_file_is_said_in_seconds(tmp_path, files, decoder, kind):
     data[len(data) // 2 : len(data) * 6 // 10] = bytes(len(data) * 6 // 10 - len(data) // 2)
     path = tmp_path / kind
     path.write_bytes(data)
-    found = one_line(lambda: open_video(str(path)).read(range(FRAMES)), path)
+    damaged = open_video(str(path))
+    found = one_line(lambda: damaged.read(range(damaged.frames)), path)
     match = re.match(r"is damaged from ([\d.]+) s to ([\d.]+) s", found)
     assert match, found
     start, end = map(float, match.groups())
