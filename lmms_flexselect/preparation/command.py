@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.preparation.benchmarks import BENCHMARKS, hf_home
 from lmms_flexselect.preparation.presence import Presence, presence
+from lmms_flexselect.video.checking import checked
+from lmms_flexselect.video.checking import table as table_of_files
 
 
 def main(words: list[str]) -> int:
@@ -40,9 +42,18 @@ def main(words: list[str]) -> int:
     for line in [*failures, *remarks(found)]:
         print(line)
     if arguments.check:
+        bad = look_at_videos(found)
+        print(table_of_files(bad) if bad else "every video that is there can be opened, and none is seen to be cut off")
+        failures += [f"{len(bad)} video(s) cannot be read"] if bad else []
         for name in dict.fromkeys(part.benchmark.name for part in found if not part.complete):
             print(f"{name}: run lmms-flexselect prepare {name}")
     return 1 if failures or not all(part.complete for part in found) else 0
+
+
+def look_at_videos(found: list[Presence]) -> list[tuple[str, VideoError]]:
+    """The videos that are there but unreadable or cut off, and why; nothing is decoded."""
+    paths = dict.fromkeys(path for part in found for path in map(str, part.present))
+    return [(path, outcome) for path, outcome in checked(list(paths)) if isinstance(outcome, VideoError)]
 
 
 def table(found: list[Presence]) -> str:
