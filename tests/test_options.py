@@ -26,6 +26,8 @@ DEFAULTS = {
     "seed": 0,
     "dtype": "bfloat16",
     "strict": True,
+    "video_decode_backend": "pyav",
+    "video_timeout": 60.0,
     "dump_selection": None,
     "prefetch_videos": 2,
     "store_gpu_gib": 4.0,
@@ -40,6 +42,7 @@ ALLOWED = {
     "image_marks": ["compete", "stay"],
     "system_message": ["internvl2_5", "none"],
     "dtype": ["bfloat16", "float16", "float32"],
+    "video_decode_backend": ["pyav", "decord", "image"],
 }
 
 
@@ -240,3 +243,9 @@ def test_a_dump_needs_a_folder(value):
 def test_sampled_is_a_word_of_seconds_alone():
     with pytest.raises(OptionError, match=r"^reference_layer=sampled"):
         FlexSelectOptions.resolve({"reference_layer": "sampled"}, {"reference_layer": 20})
+
+
+@pytest.mark.parametrize("value", [0, -1, "long", None, True, math.inf, math.nan])
+def test_a_timeout_is_a_number_of_seconds(value):
+    text = complaint(FlexSelectOptions, video_timeout=value)
+    assert text == f"video_timeout={value}: must be a number of seconds greater than 0"

@@ -23,6 +23,7 @@ from lmms_flexselect.families.llava_video_frames import (
 )
 from lmms_flexselect.models._frames import Frames
 from lmms_flexselect.models._records import PreparedRow
+from lmms_flexselect.video.file import file_complaint
 from lmms_flexselect.video.reading import Backend, check_video
 from lmms_flexselect.video_key import VideoKey, video_key
 
@@ -102,13 +103,17 @@ class VisualSource(str):
 
 
 def check_frames(path: str, timeout: float) -> tuple[int, float]:
-    """`check_video` of what may also be a folder of frames.
+    """`check_video` of what may also be a folder of frames, or one picture of several.
 
     Raises
     ------
     VideoError
         If it is seen to be unreadable.
     """
+    if Path(path).suffix.lower() in Image.registered_extensions():
+        if complaint := file_complaint(path):
+            raise VideoError(f"{path}: {complaint}")
+        return 1, PICTURES_PER_SECOND
     if not os.path.isdir(path):
         return check_video(path, timeout)
     if not (pictures := pictures_in(path)):
