@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 
-from lmms_flexselect.errors import FlexSelectError, VideoError
+from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.preparation.benchmarks import BENCHMARKS, hf_home
 from lmms_flexselect.preparation.presence import Presence, presence
-from lmms_flexselect.video.checking import checked
-from lmms_flexselect.video.checking import table as table_of_files
 
 
 def main(words: list[str]) -> int:
-    """``lmms-flexselect prepare BENCHMARK … [--check] [--delete_archives]``: 0 if all that was asked for is there."""
+    """``lmms-flexselect prepare BENCHMARK …``: 0 if all that was asked for is there."""
     parser = argparse.ArgumentParser(
         prog="lmms-flexselect prepare",
         description="Download a benchmark's data and unpack them to where lmms-eval looks, below HF_HOME. Can be "
@@ -22,6 +20,7 @@ def main(words: list[str]) -> int:
     names = (*BENCHMARKS, "all")
     parser.add_argument("benchmark", nargs="+", choices=names, metavar="BENCHMARK", help=f"of {', '.join(names)}")
     parser.add_argument("--check", action="store_true", help="only look; needs no hub")
+    parser.add_argument("--videos", action="store_true", help="also open each video that is there, and list bad ones")
     parser.add_argument(
         "--delete_archives", action="store_true", help="delete each archive when it is unpacked: half the disk"
     )
@@ -41,19 +40,16 @@ def main(words: list[str]) -> int:
     print(table(found))
     for line in [*failures, *remarks(found)]:
         print(line)
+    if arguments.videos:
+        from lmms_flexselect.video.checking import report_of_files  # loads torch
+
+        report, bad = report_of_files(list(dict.fromkeys(str(path) for part in found for path in part.present)))
+        print(report)
+        failures += [f"{bad} video(s) cannot be read"] if bad else []
     if arguments.check:
-        bad = look_at_videos(found)
-        print(table_of_files(bad) if bad else "every video that is there can be opened, and none is seen to be cut off")
-        failures += [f"{len(bad)} video(s) cannot be read"] if bad else []
         for name in dict.fromkeys(part.benchmark.name for part in found if not part.complete):
             print(f"{name}: run lmms-flexselect prepare {name}")
     return 1 if failures or not all(part.complete for part in found) else 0
-
-
-def look_at_videos(found: list[Presence]) -> list[tuple[str, VideoError]]:
-    """The videos that are there but unreadable or cut off, and why; nothing is decoded."""
-    paths = dict.fromkeys(path for part in found for path in map(str, part.present))
-    return [(path, outcome) for path, outcome in checked(list(paths)) if isinstance(outcome, VideoError)]
 
 
 def table(found: list[Presence]) -> str:

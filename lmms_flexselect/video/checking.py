@@ -33,7 +33,11 @@ def checked(
         yield path, outcome
 
 
-def table(found: Sequence[tuple[str, VideoError]]) -> str:
-    """A line for each file that is missing, unreadable, shortened or suspicious."""
-    width = max((len(path) for path, _ in found), default=0)
-    return "\n".join(f"{path:<{width}}  {str(error).removeprefix(f'{path}: ')}" for path, error in found)
+def report_of_files(paths: Sequence[str]) -> tuple[str, int]:
+    """A table of the files that are unreadable, shortened or no videos, and how many these are."""
+    bad = {
+        path: str(error).removeprefix(f"{path}: ") for path, error in checked(paths) if isinstance(error, VideoError)
+    }
+    width = max(map(len, bad), default=0)
+    lines = [f"{path:<{width}}  {complaint}" for path, complaint in bad.items()]
+    return "\n".join([*lines, f"{len(paths) - len(bad)} of {len(paths)} videos can be opened and are whole"]), len(bad)
