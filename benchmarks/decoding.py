@@ -83,8 +83,6 @@ def child(how: str, path: str, count: int, seconds: int) -> None:
     else:
         (read_ours if how == "ours" else read_decord)(path, count)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    if how == "ffmpeg":
-        grown = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"processor": _seconds() - before, "gib": grown / 2**20}))
 
 
