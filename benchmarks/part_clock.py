@@ -10,20 +10,20 @@ from unittest.mock import patch
 
 from torch import nn
 
-from lmms_flexselect import video
+from lmms_flexselect.families import grid_frames
+from lmms_flexselect.families.internvl import processor as internvl_processor
+from lmms_flexselect.families.llava_video import family as llava_video
 from lmms_flexselect.families.llava_video import frames as llava_video_frames
-from lmms_flexselect.families.llava_video.family import family as llava_video
 from lmms_flexselect.method.selectors import ReferenceLayer
 from lmms_flexselect.runtime.measure import now
-from lmms_flexselect.video_file import VideoFile
 
 PARTS = ("decode", "preprocess", "vision", "scoring", "selection", "prefill", "first token")
 
 # What lies within another part and is one of its own.
 _SEAMS: tuple[tuple[Any, str, str], ...] = (
-    (llava_video_frames, "open_video", "decode"),
-    (video, "open_video", "decode"),
-    (VideoFile, "read", "decode"),
+    (llava_video_frames, "with_video", "decode"),
+    (grid_frames, "with_video", "decode"),
+    (internvl_processor, "with_video", "decode"),
     (llava_video, "pixel_values", "preprocess"),
     (ReferenceLayer, "scores", "scoring"),
 )

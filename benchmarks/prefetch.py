@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from lmms_flexselect.families.llava_video.frames import read_llava_video
-from lmms_flexselect.prefetch import Prefetcher
+from lmms_flexselect.video.prefetch import Prefetcher
+from lmms_flexselect.video.reading import Backend
 
 
 def moving_texture(seed: int, frames: int, height: int, width: int) -> np.ndarray:
@@ -103,7 +104,7 @@ def main() -> None:
     """Print a table and, if asked, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compute", choices=("sleep", "torch", "cuda"), default="sleep")
-    parser.add_argument("--decoder", choices=("decord", "pyav"), default="decord")
+    parser.add_argument("--decoder", choices=("pyav", "decord"), default="pyav")
     parser.add_argument("--videos", type=int, default=12)
     parser.add_argument("--frames", type=int, default=64, help="read of each video")
     parser.add_argument("--length", type=int, default=20, help="of a video, in seconds, at 24 frames a second")
@@ -117,7 +118,7 @@ def main() -> None:
             write_film(path, moving_texture(n, 24 * asked.length, 360, 640), fps=24)
 
         def read(path: str) -> object:
-            return read_llava_video(path, asked.frames, force_sample=True, decoder=asked.decoder).frames
+            return read_llava_video(path, asked.frames, force_sample=True, backend=Backend(asked.decoder)).frames
 
         reading = seconds(lambda: read(paths[0]), 5)
         compute = stand_in(asked.compute, reading)

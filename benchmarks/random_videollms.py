@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLVideoProcessor
 
 from lmms_flexselect.cost.shape import ModelShape, SelectorShape
+from lmms_flexselect.families.grid_frames import FrameSampling, read_video
 from lmms_flexselect.families.internvl.config import read_config
 from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.processor import FrameSegments, OriginalProcessor, video_pixels
@@ -28,8 +29,6 @@ from lmms_flexselect.lite.networks import network_of
 from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.presets import preset
 from lmms_flexselect.tools.doctor.checkpoints import published, write_stand_in
-from lmms_flexselect.video import FrameSampling, read_video
-from lmms_flexselect.video_file import open_video
 
 NAMES = {
     "llava_vid": ("lmms-lab/LLaVA-Video-7B-Qwen2", "yunzhuyunzhu/flexselect_llava_video"),
@@ -162,9 +161,8 @@ class VideoLLM:
             tokens = int(grid[0].prod()) // vision.spatial_merge_size**2
             ids = torch.cat([before, torch.full((tokens,), self.config.video_token_id), question])
             return {"input_ids": ids[None], "pixel_values_videos": made["pixel_values_videos"], "video_grid_thw": grid}
-        file = open_video(path)
         processor = OriginalProcessor(None, vision.image_size[0])
-        pixels = video_pixels(processor, file, FrameSegments(frames).indices(file), self.model.dtype)
+        pixels = video_pixels(processor, path, FrameSegments(frames), self.model.dtype)
         frame = torch.tensor([_IMG, *[self.config.image_token_id] * self.config.image_seq_length, _IMG_END])
         ids = torch.cat([before, frame.repeat(len(pixels)), question])[None]
         video = torch.full_like(ids, -1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmms_flexselect.errors import FlexSelectError
+    from lmms_flexselect.families.grid_frames import FrameSampling, read_video
     from lmms_flexselect.families.llava_video.family import LlavaVideo, load_llava_video, question_ids
     from lmms_flexselect.families.llava_video.frames import read_llava_video
     from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from lmms_flexselect.method.flexselect import FlexSelect, Selection
     from lmms_flexselect.method.prompt import VideoPrompt
     from lmms_flexselect.method.selectors import Random, ReferenceLayer, Uniform
-    from lmms_flexselect.video import FrameSampling, read_video
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 _HOME = {
     "FlexSelect": "method.flexselect",
     "FlexSelectError": "errors",
-    "FrameSampling": "video",
+    "FrameSampling": "families.grid_frames",
     "LlavaVideo": "families.llava_video.family",
     "Qwen2_5_VL": "families.qwen2_5_vl.family",
     "Qwen3_VL": "families.qwen3_vl.family",
@@ -54,7 +54,7 @@ _HOME = {
     "load_llava_video": "families.llava_video.family",
     "question_ids": "families.llava_video.family",
     "read_llava_video": "families.llava_video.frames",
-    "read_video": "video",
+    "read_video": "families.grid_frames",
 }
 
 

@@ -57,6 +57,11 @@ class FlexSelectOptions:
         Of the model's weights.
     strict
         Stop at a video that cannot be read; otherwise its sample is answered empty, counted and listed.
+    video_decode_backend
+        ``pyav`` shows of every file the frames that a player does; ``decord`` refuses those of which it would not.
+        ``image`` reads folders of pictures only, where a family can.
+    video_timeout
+        Seconds for which the reading of a video may stand still, without a packet or a frame, before it is given up.
     dump_selection
         Folder that receives one ``.npz`` a sample with what was kept; None for none.
     prefetch_videos
@@ -72,6 +77,7 @@ class FlexSelectOptions:
         "reduction": REDUCTIONS,
         "budget_remainder": REMAINDERS,
         "dtype": ("bfloat16", "float16", "float32"),
+        "video_decode_backend": ("pyav", "decord", "image"),
     }
     NO_VALUE: ClassVar[Mapping[str, Sequence[str]]] = {
         "selector_path": ("none",),
@@ -90,6 +96,8 @@ class FlexSelectOptions:
     seed: int = 0
     dtype: str = "bfloat16"
     strict: bool = True
+    video_decode_backend: str = "pyav"
+    video_timeout: float = 60.0
     dump_selection: str | None = None
     prefetch_videos: int = 2
     store_gpu_gib: float = 4.0
@@ -121,6 +129,10 @@ class FlexSelectOptions:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise OptionError(f"{name}={value}: must be a number of GiB, 0 for none")
             setattr(self, name, float(value))
+        timeout = self.video_timeout
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+            raise OptionError(f"video_timeout={timeout}: must be a number of seconds greater than 0")
+        self.video_timeout = float(timeout)
         if self.dump_selection is not None:
             if isinstance(self.dump_selection, bool) or not str(self.dump_selection):
                 raise OptionError(f"dump_selection={self.dump_selection}: give a folder")

@@ -299,6 +299,47 @@ def test_several_processes_give_the_results_of_one(
         assert answers(tmp_path, task) == {doc: expected[doc] for doc in range(limit)}
 
 
+# Python runs this at its start. A video's pictures then never come, like those of a file that a decoder spins on.
+_HANGING = """
+import os, threading
+import av
+opened = av.open
+def hanging(path, *arguments, **options):
+    container = opened(path, *arguments, **options)
+    if str(path) == os.environ["HANGING_VIDEO"] and seen.append(path) is None and len(seen) % 2 == 0:
+        threading.Event().wait()
+    return container
+seen = []
+av.open = hanging
+"""
+
+
+def test_a_video_that_hangs_ends_a_strict_run_and_no_other(tmp_path, checkpoints, stock_videos):
+    """Its packets can be looked at, which is what a strict run does first; then decoding it comes to a halt."""
+    (tmp_path / "sitecustomize.py").write_text(_HANGING)
+    base = {"model": "qwen2_5_vl_flexselect", "tasks": "lvbench", "batch_size": 1, "log_samples": True}
+    own = f"{checkpoints['qwen2_5_vl']},video_timeout=3"
+    runs = [
+        {**base, "model_args": f"{own},strict={strict}", "output_path": str(tmp_path / name)}
+        for name, strict in (("lenient", False), ("strict", True))
+    ]
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump(runs))
+    video = str(stock_videos["lvbench"][1])
+    done = run(
+        [sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"],
+        tmp_path,
+        PYTHONPATH=str(tmp_path),
+        HANGING_VIDEO=video,
+    )
+    said = f"{video}: reading it came to a halt, no frame or packet for 3 s"
+    (lenient,) = results_in(tmp_path / "lenient")
+    found = lenient["config"]["resolved_cli_args"]["flexselect"]
+    assert found["overall"]["samples"] > len(found["unreadable"]) == 1
+    assert said in json.dumps(found["unreadable"])
+    assert results_in(tmp_path / "strict") == []
+    assert [line for line in done.stdout.splitlines() if said in line and "ERROR" in line]
+
+
 def test_a_bad_video_stops_all_processes(tmp_path, checkpoints, stock_videos):
     """Left to itself, lmms-eval would go on in the process that failed and wait for it in the others."""
     video = stock_videos["mlvu_dev"][1]

@@ -25,6 +25,8 @@ DEFAULTS = {
     "seed": 0,
     "dtype": "bfloat16",
     "strict": True,
+    "video_decode_backend": "pyav",
+    "video_timeout": 60.0,
     "dump_selection": None,
     "prefetch_videos": 2,
     "store_gpu_gib": 4.0,
@@ -38,6 +40,7 @@ ALLOWED = {
     "image_marks": ["compete", "stay"],
     "system_message": ["internvl2_5", "none"],
     "dtype": ["bfloat16", "float16", "float32"],
+    "video_decode_backend": ["pyav", "decord", "image"],
 }
 
 
@@ -306,3 +309,9 @@ def test_arguments_that_a_selector_does_not_take(counting):
 def test_our_own_selectors_take_no_arguments(selector):
     text = complaint(FlexSelectOptions, selector=selector, selector_args="seed:2")
     assert text == f"selector_args=seed: selector={selector} takes none"
+
+
+@pytest.mark.parametrize("value", [0, -1, "long", None, True, math.inf, math.nan])
+def test_a_timeout_is_a_number_of_seconds(value):
+    text = complaint(FlexSelectOptions, video_timeout=value)
+    assert text == f"video_timeout={value}: must be a number of seconds greater than 0"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmms_flexselect.errors import OptionError, VideoError
+from lmms_flexselect.families.grid_frames import FrameSampling, SampledVideo
 from lmms_flexselect.families.grid_media import (
     PLACEHOLDERS,
     AddedPrompts,
@@ -16,20 +17,17 @@ from lmms_flexselect.families.grid_media import (
     repeated_placeholder,
 )
 from lmms_flexselect.families.grid_reader import GridReader
-from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.models.arguments import check_fps
 from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.requests import Paths, check_text
 from lmms_flexselect.models.selecting_model import BatchSelectingModel
 from lmms_flexselect.options import whole_number
-from lmms_flexselect.video import FrameSampling, SampledVideo
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video.key import VideoKey
 
 
 class GridSelectingModel(BatchSelectingModel):
     """Reads what a Qwen processor makes."""
 
-    _options: Options
     _inputs = frozenset(
         {
             "input_ids",
@@ -48,8 +46,8 @@ class GridSelectingModel(BatchSelectingModel):
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         """No video in it, or the library's baseline asked for."""
-        baseline = self._options.selector == "none" and self._options.rope == "library"
-        keeps_timing = self._options.seconds_per_unit is None
+        baseline = self._options.selector == "none" and self._options.to_dict()["rope"] == "library"
+        keeps_timing = self._options.to_dict().get("seconds_per_unit") is None
         return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
 
     def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -83,6 +81,7 @@ class GridPlugin(FlexSelectPlugin):
             self._has_video,
             self._added(),
             self._spell,
+            self.backend,
         )
         return GridSelectingModel(*arguments)
 
@@ -96,7 +95,7 @@ class GridPlugin(FlexSelectPlugin):
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         patch = int(self._bare_processor.video_processor.patch_size)
-        return [element_key({"video": path, **self._bounds()}, self._sampled, patch) for path in paths]
+        return [element_key({"video": path, **self._bounds()}, self._sampled, patch, self.backend) for path in paths]
 
     def _read_video(self, key: VideoKey) -> SampledVideo:
         return read_key(key)

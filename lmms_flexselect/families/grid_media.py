@@ -21,11 +21,12 @@ from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError, first_line
+from lmms_flexselect.families.grid_frames import FrameSampling, SampledVideo, read_video_bytes
 from lmms_flexselect.models.reading import Frames
 from lmms_flexselect.models.records import PreparedRow, text_of
 from lmms_flexselect.models.requests import check_text
-from lmms_flexselect.video import FrameSampling, SampledVideo, read_video_bytes
-from lmms_flexselect.video_key import VideoKey, video_key
+from lmms_flexselect.video.key import VideoKey, video_key
+from lmms_flexselect.video.reading import PYAV, Backend
 
 _OF_TEXT = ("text", "padding", "padding_side", "return_tensors")
 _READ_BY = ("min_pixels", "max_pixels", "total_pixels", "video_start", "video_end")
@@ -68,16 +69,18 @@ class AddedPrompts:
                 text["text"] = text["text"].strip() + self.reasoning
 
 
-def element_key(element: dict[str, Any], sampling: FrameSampling, patch: int) -> VideoKey | None:
+def element_key(
+    element: dict[str, Any], sampling: FrameSampling, patch: int, backend: Backend = PYAV
+) -> VideoKey | None:
     """What a video of a chat message is read by; None if there is no such file."""
     rules = ((name, element[name]) for name in _READ_BY if name in element)
-    return video_key(element["video"], sampling, patch, *rules)
+    return video_key(element["video"], sampling, patch, backend, *rules)
 
 
 def read_key(key: VideoKey) -> SampledVideo:
     """The frames that `element_key` stands for, uint8."""
-    sampling, patch, *rules = key.reading
-    return read_video_bytes({"video": key.path, **dict(rules)}, sampling, patch)  # type: ignore[arg-type]
+    sampling, patch, backend, *rules = key.reading
+    return read_video_bytes({"video": key.path, **dict(rules)}, sampling, patch, backend)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -163,6 +166,8 @@ class GridMedia:
         What is said beside a task's own messages.
     spell
         How the processor writes a video into a prompt; see `inputs_without_pixels`.
+    backend
+        What decodes.
     """
 
     def __init__(
@@ -175,6 +180,7 @@ class GridMedia:
         has_video: Callable[[VideoKey], bool] = lambda key: False,
         added: AddedPrompts = AddedPrompts(),
         spell: Spell = repeated_placeholder,
+        backend: Backend = PYAV,
     ) -> None:
         self._processor = processor
         self._sampling = sampling
@@ -184,6 +190,7 @@ class GridMedia:
         self._has_video = has_video
         self._added = added
         self._spell = spell
+        self._backend = backend
         self._patch = int(processor.video_processor.patch_size)
         self._seen: dict[VideoKey, SeenVideo] = {}
         self._rows: list[PreparedRow] = []
@@ -239,7 +246,7 @@ class GridMedia:
         return key is not None and key in self._seen and self._has_video(key)
 
     def _key(self, element: dict[str, Any]) -> VideoKey | None:
-        return element_key(element, self._sampling, self._patch)
+        return element_key(element, self._sampling, self._patch, self._backend)
 
     def _knows_element(self, element: dict[str, Any]) -> bool:
         video = element.get("video")
@@ -275,7 +282,7 @@ class GridMedia:
         if isinstance(element["video"], (str, os.PathLike)):
             key = self._key(element)
             if key is None:
-                return read_video_bytes(element, self._sampling, self._patch), None
+                return read_video_bytes(element, self._sampling, self._patch, self._backend), None
             return self._seen[key] if self._omit_pixels else self._frames.get(key), key
         # A list of images: nothing to sample.
         frames, metadata = fetch_video(element, image_patch_size=self._patch, return_video_metadata=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor
 
+from lmms_flexselect.families.grid_frames import FrameSampling, read_video, resize_frames
 from lmms_flexselect.families.mrope_family import MropeFamily
 from lmms_flexselect.loading import checkpoint_config, load_whole, raw_config
 from lmms_flexselect.presets import preset
-from lmms_flexselect.video import FrameSampling, read_video, resize_frames
 
 
 class GridReader:
@@ -57,7 +57,7 @@ class GridReader:
         count = len(frames)
         resized = resize_frames(frames.permute(0, 3, 1, 2), self._pixels, count, self._patch)
         indices = list(range(count))
-        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "decord"}
+        metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": count, "video_backend": "images"}
         return self.inputs(resized, metadata, question, "")
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:

@@ -36,11 +36,12 @@ from lmms_flexselect.models.upstream import (
     use_upstream_prompts,
 )
 from lmms_flexselect.needle import checkpoint, selector_path
-from lmms_flexselect.options import check_names
+from lmms_flexselect.options import check_choice, check_names
 from lmms_flexselect.presets import OPERATIONAL, PLACEMENT, preset, preset_message
 from lmms_flexselect.recall_file import read_recommendation, recall_file_of
 from lmms_flexselect.runtime.processes import Processes
 from lmms_flexselect.runtime.store import VideoStore
+from lmms_flexselect.video.reading import DECODERS, Backend
 
 
 class FlexSelectPlugin(RequestRunner):
@@ -53,6 +54,7 @@ class FlexSelectPlugin(RequestRunner):
     """Of presets, options and needle checkpoint: upstream's name of the class that reads the family."""
     _without_effect: ClassVar[tuple[str, ...]] = ()
     """Upstream's arguments that change nothing, there or here: refused but for upstream's own values."""
+    _decoders: ClassVar[tuple[str, ...]] = DECODERS
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -93,6 +95,11 @@ class FlexSelectPlugin(RequestRunner):
     def _selecting_model(self, *arguments: Any) -> SelectingModel:
         """What upstream's loop talks to; `arguments` are `SelectingModel`'s."""
         raise NotImplementedError
+
+    @property
+    def backend(self) -> Backend:
+        """What reads videos."""
+        return Backend(self.options.video_decode_backend, self.options.video_timeout)
 
     def reader(self) -> Reader:
         """What reads frames and a question as this model does, outside of lmms-eval's loop."""
@@ -136,6 +143,7 @@ class FlexSelectPlugin(RequestRunner):
         known = {*options_class.names(), *accepted}
         check_names(given, known)
         given = typed(given, signature)
+        check_choice("video_decode_backend", given.get("video_decode_backend", "pyav"), self._decoders)
         options_class.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
         pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.prefetch import Prefetcher, ReaderDied, Value
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video.key import VideoKey
+from lmms_flexselect.video.prefetch import Prefetcher, ReaderDied, Value
 
 
 class Frames(Prefetcher[VideoKey, Value]):

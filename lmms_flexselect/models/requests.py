@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video.checking import Length, checked
 
 Paths = tuple[str, ...]
 
@@ -39,29 +39,39 @@ def request_videos(kind: str, requests: list[Any], task_dict: dict[str, Any]) ->
     return videos
 
 
-def check_videos(videos: Iterable[Paths], complaint_of: Callable[[str], str | None] = file_complaint) -> None:
-    """Raise unless every video that requests will ask for is there and not empty.
-
-    Files are not opened: whether they decode shows when it is their turn.
+def check_videos(videos: Iterable[Paths], check: Callable[[str], Length], strict: bool) -> dict[str, Length | None]:
+    """Look at every video that requests will ask for, several at once; nothing is decoded.
 
     Parameters
     ----------
     videos
         See `request_videos`.
-    complaint_of
-        What is wrong with a path, or None.
+    check
+        Frames and rate of a video; raises `VideoError`.
+    strict
+        Whether one that cannot be read ends the run.
+
+    Returns
+    -------
+    dict
+        Frames and rate by path, None for a video that cannot be read.
 
     Raises
     ------
     VideoError
-        Naming the first file, and saying how many there are.
+        For the first of them with `strict`, saying how many there are.
     """
-    seen = {path: complaint_of(path) for path in dict.fromkeys(path for paths in videos for path in paths)}
-    bad = {path: complaint for path, complaint in seen.items() if complaint}
-    if bad:
-        first, complaint = next(iter(bad.items()))
-        others = f" ({len(bad)} of {len(seen)} videos are missing or empty)" if len(bad) > 1 else ""
-        raise VideoError(f"{first}: {complaint}{others}")
+    paths = list(dict.fromkeys(path for paths in videos for path in paths))
+    lengths: dict[str, Length | None] = {}
+    bad: list[VideoError] = []
+    for path, outcome in checked(paths, check):
+        if isinstance(outcome, VideoError):
+            bad.append(outcome)
+        lengths[path] = None if isinstance(outcome, VideoError) else outcome
+    if bad and strict:
+        others = f" ({len(bad)} of {len(paths)} videos cannot be read)" if len(bad) > 1 else ""
+        raise VideoError(f"{bad[0]}{others}")
+    return lengths
 
 
 def _paths(shown: Iterable[Any]) -> Iterator[str]:

@@ -34,8 +34,9 @@ from lmms_flexselect.models.selecting_model import SelectingModel
 from lmms_flexselect.models.upstream import EscapeUpstream, command_line, copies, our_tasks, replaced
 from lmms_flexselect.options import FlexSelectOptions
 from lmms_flexselect.runtime.processes import Processes, ended_by_signals
-from lmms_flexselect.video_file import file_complaint, video_length
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video.checking import Length
+from lmms_flexselect.video.key import VideoKey
+from lmms_flexselect.video.reading import check_video
 
 _MODEL_OVER_ALL = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
@@ -69,9 +70,9 @@ class RequestRunner(lmms):
         """The requests as upstream's loop gets them."""
         return requests
 
-    def _file_complaint(self, path: str) -> str | None:
-        """What is wrong with a video, seen from outside."""
-        return file_complaint(path)
+    def _check_video(self, path: str) -> Length:
+        """Frames and rate of a video by a look that decodes nothing; raises `VideoError`."""
+        return check_video(path, self.options.video_timeout)
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         """What the videos of a request will be read by, in order; None for what is none."""
@@ -137,9 +138,10 @@ class RequestRunner(lmms):
             with ended_by_signals():
                 check_requests(requests, self._placeholders)
                 videos = request_videos(kind, requests, self.task_dict)
-                if self.options.strict:
-                    check_videos(videos, self._file_complaint)
-                if self._regroups(requests):
+                regroups = self._regroups(requests)
+                if self.options.strict or regroups:
+                    self._lengths = check_videos(videos, self._check_video, self.options.strict)
+                if regroups:
                     return self._regrouped(kind, requests, videos)
                 return self._answers(kind, requests, videos)
         except EscapeUpstream as escape:
@@ -176,7 +178,7 @@ class RequestRunner(lmms):
     def _weight(self, paths: Paths) -> float:
         """How long a request about these videos takes: the frames that are read of them, of a bad one 1."""
         weight = 0
-        for length in map(video_length, paths):
+        for length in map(self._lengths.get, paths):
             try:
                 weight += self._frame_count(*length) if length else 1
             except ValueError:  # too short to be read: that shows when it is its turn

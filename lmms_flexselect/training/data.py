@@ -15,7 +15,7 @@ from typing import Any
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.training.data_files import digest, entries_of, taken
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video.file import file_complaint
 
 KINDS = ("caption", "open_ended", "multiple_choice")
 

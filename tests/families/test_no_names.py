@@ -17,26 +17,6 @@ OF_LIBRARIES = re.compile(r"Qwen2Tokenizer|qwen_vl_utils|qwen-vl-utils")
 
 ALLOWED = {
     "__init__.py": "public names of the package",
-    # TODO: these move into their families' folders; then the entries go.
-    **dict.fromkeys(
-        (
-            "models/_internvl_processor.py",
-            "models/_internvl_selecting_model.py",
-            "models/_llava_frames.py",
-            "models/_llava_package.py",
-            "models/_llava_selecting_model.py",
-            "models/_media.py",
-            "models/_qwen_plugin.py",
-            "models/_qwen_selecting_model.py",
-            "models/_seen_videos.py",
-            "models/_upstream.py",
-            "models/internvl_hf.py",
-            "models/llava_vid.py",
-            "models/qwen2_5_vl.py",
-            "video.py",
-        ),
-        "moves",
-    ),
 }
 
 

@@ -23,7 +23,7 @@ from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video.reading import open_video
 from tests.support.evaluate import Question, ask, build, evaluate
 from tests.support.internvl_checkpoint import write_original
 from tests.support.internvl_weights import IMAGE_SIZE, random_native

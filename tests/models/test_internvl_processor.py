@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lmms_eval.models.simple.internvl2 import get_index
@@ -14,14 +15,14 @@ from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.media import InternVLMedia, PromptForm
 from lmms_flexselect.families.internvl.processor import FrameSegments, OriginalProcessor
 from lmms_flexselect.needle.tokenizer import TEXT_TOKENS, build_tokenizer
-from lmms_flexselect.video_file import VideoFile, open_video
+from lmms_flexselect.video.reading import open_video
 
 SIZE, TOKENS_PER_TILE = 28, 1
 LENGTHS = [(9, 2.0), (17, 2.0), (100, 25.0), (750, 29.97), (3333, 30.0)]
 
 
 def video_of(frames, fps):
-    return VideoFile("video.mp4", frames, fps, "decord", lambda indices: np.zeros((len(indices), 4, 4, 3), np.uint8))
+    return SimpleNamespace(frames=frames, fps=fps, shown=list)
 
 
 @pytest.mark.parametrize("video", LENGTHS)

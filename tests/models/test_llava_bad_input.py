@@ -51,7 +51,7 @@ def no_weights(monkeypatch):
         ({"mm_spatial_pool_stride": -2}, "mm_spatial_pool_stride=-2: must be a whole number of at least 1"),
         ({"mm_spatial_pool_stride": 1.5}, "mm_spatial_pool_stride=1.5: must be a whole number of at least 1"),
         ({"mm_newline_position": "one_token"}, "mm_newline_position=one_token: must be one of grid"),
-        ({"video_decode_backend": "foo"}, "video_decode_backend=foo: must be one of decord, pyav, image"),
+        ({"video_decode_backend": "foo"}, "video_decode_backend=foo: must be one of pyav, decord, image"),
         ({"max_num_frames": 16}, "unknown model argument max_num_frames: did you mean max_frames_num? known are add_"),
         ({"fps": 2}, "unknown model argument fps: "),
         ({"rope": "published"}, "unknown model argument rope: "),  # has its axes in Qwen2.5-VL alone

@@ -160,7 +160,7 @@ def test_answer_and_kept_tokens_are_the_python_apis(tmp_path, llava_checkpoint, 
             "doc_id": number,
             "question": f"{PROMPT} ({number})",
             "family": "llava_vid",
-            "videos": [{"path": video, "fps": 8.0, "frames_indices": list(range(0, 48, 8)), "video_backend": "decord"}],
+            "videos": [{"path": video, "fps": 8.0, "frames_indices": list(range(0, 48, 8)), "video_backend": "pyav"}],
         }
     assert len(set(answers)) > 1  # or the comparison of answers would say nothing
 

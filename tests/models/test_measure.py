@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import StoppingCriteriaList
 
-from lmms_flexselect.models import _measure
+from lmms_flexselect.runtime import measure as _measure
 from lmms_flexselect.runtime.measure import FirstTokenClock, peak_memory
 from tests.support.questions import FAMILIES, Question, family, inputs_of
 

@@ -9,9 +9,11 @@ import pytest
 from lmms_eval.api.instance import Instance
 
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.families.llava_video.visuals import frame_complaint
+from lmms_flexselect.families.llava_video.visuals import check_frames
 from lmms_flexselect.models.requests import check_videos, request_videos
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.needle.videos import write_video
+from lmms_flexselect.video.reading import check_video
+from tests.support.changing_frames import changing_frames
 from tests.support.evaluate import Question, ask, build
 
 
@@ -41,9 +43,17 @@ def likelihood_requests_for(documents, target):
     return [SimpleNamespace(args=of_one) for of_one in arguments], {"task": {"test": documents}}
 
 
+def check(videos, of_one=check_video):
+    return check_videos(videos, of_one, strict=True)
+
+
+def of_folders(path):
+    return check_frames(path, 60.0)
+
+
 @pytest.fixture
 def files(tmp_path):
-    (tmp_path / "good.mp4").write_bytes(b"something")
+    write_video(tmp_path / "good.mp4", changing_frames(4), 4.0)
     (tmp_path / "empty.mp4").touch()
     return {name: str(tmp_path / f"{name}.mp4") for name in ("good", "empty", "missing")}
 
@@ -51,24 +61,24 @@ def files(tmp_path):
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])
 def test_missing_and_empty_files_are_named_and_counted(files, simple):
     good, empty, missing = (files[name] for name in ("good", "empty", "missing"))
-    check_videos(request_videos("generate_until", *requests_for([[good], [good]], simple)))
+    check(request_videos("generate_until", *requests_for([[good], [good]], simple)))
     with pytest.raises(VideoError, match=r"empty\.mp4: the video file is empty$"):
-        check_videos(request_videos("generate_until", *requests_for([[good], [empty], [empty]], simple)))
-    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos are missing or empty\)$"):
-        check_videos(request_videos("generate_until", *requests_for([[good], [missing, empty]], simple)))
+        check(request_videos("generate_until", *requests_for([[good], [empty], [empty]], simple)))
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos cannot be read\)$"):
+        check(request_videos("generate_until", *requests_for([[good], [missing, empty]], simple)))
 
 
 @pytest.mark.parametrize("target", [" A", lambda document: pytest.fail("it was taken for the video")])
 def test_requests_for_likelihoods_are_looked_at_too(files, target):
     """There both what is expected and what is looked at may be given as functions of the document."""
     good, missing = files["good"], files["missing"]
-    check_videos(request_videos("loglikelihood", *likelihood_requests_for([[good], [good]], target)))
+    check(request_videos("loglikelihood", *likelihood_requests_for([[good], [good]], target)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
-        check_videos(request_videos("loglikelihood", *likelihood_requests_for([[good], [missing]], target)))
+        check(request_videos("loglikelihood", *likelihood_requests_for([[good], [missing]], target)))
 
 
-def look(documents, complaint_of):
-    check_videos(request_videos("generate_until", *requests_for(documents, True)), complaint_of)
+def look(documents, of_one):
+    check(request_videos("generate_until", *requests_for(documents, True)), of_one)
 
 
 def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
@@ -78,17 +88,22 @@ def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
     (folder / "0.png").touch()
     documents = [[files["good"]], [str(folder)]]
     with pytest.raises(VideoError, match=r"frames: is a folder, not a video file$"):
-        look(documents, file_complaint)
-    look(documents, frame_complaint)
+        look(documents, check_video)
+    look(documents, of_folders)
     with pytest.raises(VideoError, match=r"none: the folder of frames is empty$"):
-        look([*documents, [str(empty)]], frame_complaint)
-    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 4 videos are missing or empty\)$"):
-        look([*documents, [files["missing"], files["empty"], files["good"]]], frame_complaint)
+        look([*documents, [str(empty)]], of_folders)
+    with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 4 videos cannot be read\)$"):
+        look([*documents, [files["missing"], files["empty"], files["good"]]], of_folders)
 
 
 def test_a_file_that_several_questions_are_about_is_looked_at_once(files):
     looked_at: list[str] = []
-    look([[files["good"]]] * 5, looked_at.append)
+
+    def check_one(path):
+        looked_at.append(path)
+        return 1, 1.0
+
+    look([[files["good"]]] * 5, check_one)
     assert looked_at == [files["good"]]
 
 
@@ -99,7 +114,12 @@ def test_every_document_is_looked_at(files):
     given = requests_for(documents, True)
     assert request_videos("generate_until", *given) == [(), (files["good"],), (), (files["good"],), (), ()]
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
-        look([[image], [files["missing"]]], file_complaint)
+        look([[image], [files["missing"]]], check_video)
+
+
+def test_without_strict_a_bad_video_is_counted_for_nothing(files):
+    paths = [(files["good"],), (files["missing"],)]
+    assert check_videos(paths, check_video, strict=False) == {files["good"]: (4, 4.0), files["missing"]: None}
 
 
 def test_of_several_rounds_the_first_is_looked_at(files):

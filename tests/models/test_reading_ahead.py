@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import VideoError
-from lmms_flexselect.video_key import video_key
+from lmms_flexselect.video.key import video_key
 from tests.support.classes import CLASSES
 from tests.support.evaluate import Question, ask, build
 

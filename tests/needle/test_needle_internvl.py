@@ -17,7 +17,7 @@ from lmms_flexselect.needle import CHECKPOINTS
 from lmms_flexselect.needle.batches import Batch, training_batch
 from lmms_flexselect.needle.benchmark import LENGTHS
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video.reading import open_video
 
 RED, BLUE = "What shape is the red glyph?", "What shape is the blue glyph?"
 FRAME = "<img>" + 4 * "<IMG_CONTEXT>" + "</img>"

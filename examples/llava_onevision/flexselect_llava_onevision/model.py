@@ -16,7 +16,7 @@ from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.records import PreparedRow
 from lmms_flexselect.models.selecting_model import BatchSelectingModel
 from lmms_flexselect.models.upstream import EscapeUpstream, StrictLoader
-from lmms_flexselect.video_key import VideoKey, video_key
+from lmms_flexselect.video.key import VideoKey, video_key
 
 
 class SelectingLlava(BatchSelectingModel):

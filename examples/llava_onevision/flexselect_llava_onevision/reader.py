@@ -10,14 +10,17 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from flexselect_llava_onevision.family import LlavaOnevision
 from lmms_flexselect.loading import checkpoint_config, load_whole
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video.reading import VideoFile, with_video
 
 
 def read_frames(path: str, frames: int) -> tuple[Tensor, dict[str, Any]]:
     """``(frames, height, width, 3)`` uint8 spread over a video, and what is known of it; raises `VideoError`."""
-    video = open_video(path)
-    indices = np.linspace(0, video.frames - 1, frames, dtype=int).tolist()
-    return video.read(indices), {"fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
+
+    def work(video: VideoFile) -> tuple[Tensor, dict[str, Any]]:
+        indices = video.shown(np.linspace(0, video.frames - 1, frames, dtype=int).tolist())
+        return video.read(indices), {"fps": video.fps, "frames_indices": indices, "video_backend": video.decoder}
+
+    return with_video(path, work)
 
 
 class OnevisionReader:

@@ -26,7 +26,7 @@ from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.requests import Paths
 from lmms_flexselect.models.selecting_model import BatchSelectingModel
 from lmms_flexselect.options import check_choice, whole_number
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video.key import VideoKey
 
 _SELECTORS = ("selector_ids", "selector_video", "selector_frame")
 _OURS = ("token_video", "token_frame", *_SELECTORS, "video_keys", "pixels_omitted")
@@ -86,6 +86,7 @@ class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
             self.family.selector_tokenizer,
             self._frames,
             self._has_video,
+            self.backend,
         )
         return InternVLSelectingModel(*arguments)
 

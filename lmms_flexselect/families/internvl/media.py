@@ -22,8 +22,8 @@ from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pix
 from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
 from lmms_flexselect.models.reading import Frames
 from lmms_flexselect.models.records import PreparedRow, text_of
-from lmms_flexselect.video_file import open_video
-from lmms_flexselect.video_key import VideoKey, video_key
+from lmms_flexselect.video.key import VideoKey, video_key
+from lmms_flexselect.video.reading import PYAV, Backend, VideoFile, with_video
 
 _FRAMES_AT_ONCE = 32  # bounds memory, changes nothing
 
@@ -63,18 +63,21 @@ class SmallFrames:
     metadata: dict[str, Any]
 
 
-def read_small(path: str, sampling: FrameSegments, processor: Any) -> SmallFrames:
+def read_small(path: str, sampling: FrameSegments, processor: Any, backend: Backend = PYAV) -> SmallFrames:
     """Decode, sample and resize a video.
 
     Raises
     ------
     VideoError
-        If it cannot be read; the message names the file.
+        See `with_video`.
     """
-    video = open_video(path)
-    indices = sampling.indices(video)
-    frames = torch.cat([small_frames(processor, part) for part in video.parts(indices)])
-    return SmallFrames(frames, {"fps": video.fps, "frames_indices": indices, "video_backend": video.decoder})
+
+    def work(video: VideoFile) -> SmallFrames:
+        numbers = sampling.indices(video)
+        frames = video.resized(numbers, lambda part: small_frames(processor, part))
+        return SmallFrames(frames, {"fps": video.fps, "frames_indices": numbers, "video_backend": video.decoder})
+
+    return with_video(path, work, backend)
 
 
 class InternVLMedia:
@@ -98,6 +101,8 @@ class InternVLMedia:
         Reads what has a `key`, perhaps ahead; None reads each in its turn.
     has_video
         Whether the family keeps a video's visual tokens; the pixels of such a video are left out.
+    backend
+        What decodes.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class InternVLMedia:
         selector_tokenizer: Any = None,
         frames: Frames[SmallFrames] | None = None,
         has_video: Callable[[VideoKey], bool] = lambda key: False,
+        backend: Backend = PYAV,
     ) -> None:
         self._processor = processor
         self._form = form
@@ -119,6 +125,7 @@ class InternVLMedia:
         self._selector_tokenizer = selector_tokenizer
         self._frames = frames or Frames(self.read, 0)
         self._has_video = has_video
+        self._backend = backend
         self._seen: dict[VideoKey, dict[str, Any]] = {}  # metadata
         self._row = PreparedRow()
 
@@ -129,11 +136,11 @@ class InternVLMedia:
 
     def key(self, path: str) -> VideoKey | None:
         """What a video is read by; None if there is no such file."""
-        return video_key(path, self._sampling)
+        return video_key(path, self._sampling, self._backend)
 
     def read(self, key: VideoKey) -> SmallFrames:
         """The frames that a key stands for."""
-        return read_small(key.path, self._sampling, self._processor)
+        return read_small(key.path, self._sampling, self._processor, self._backend)
 
     def knows(self, key: VideoKey | None) -> bool:
         """Whether questions about a video need its frames no more."""
@@ -196,7 +203,7 @@ class InternVLMedia:
             self._row.videos.append({"path": str(path), **self._seen[key]})
             return torch.empty(0)
         if key is None:
-            video = read_small(str(path).removeprefix("file://"), self._sampling, self._processor)
+            video = read_small(str(path).removeprefix("file://"), self._sampling, self._processor, self._backend)
         else:
             video = self._frames.get(key)
             self._seen = {seen: metadata for seen, metadata in self._seen.items() if self._has_video(seen)}

@@ -15,7 +15,7 @@ from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.prompt import VIDEO_MARK
 from lmms_flexselect.families.internvl.tokenizer import load_tokenizer
 from lmms_flexselect.families.pixels import normalised, resize_frames
-from lmms_flexselect.video_file import VideoFile
+from lmms_flexselect.video.reading import VideoFile, with_video
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -104,8 +104,10 @@ class FrameSegments:
         return max(1, min(wanted, total))
 
     def indices(self, video: VideoFile) -> list[int]:
-        """Of a video's frames, ascending."""
-        total, count = video.frames, self.count(video.frames, video.fps)
+        """The numbers of a video's frames, ascending."""
+        return video.shown(self._indices(video.frames, self.count(video.frames, video.fps)))
+
+    def _indices(self, total: int, count: int) -> list[int]:
         if count == total:  # upstream's whole steps would show some twice and leave the last out
             return list(range(total))
         if self.whole_steps:
@@ -115,9 +117,19 @@ class FrameSegments:
         return [min(int(segment / 2 + segment * index), total - 1) for index in range(count)]
 
 
-def video_pixels(processor: Any, video: VideoFile, indices: list[int], dtype: torch.dtype) -> Tensor:
-    """Frames of a video as the tower reads them: ``(frames, 3, size, size)``, decoded and resized some at a time."""
-    return torch.cat([frame_pixels(processor, part).to(dtype) for part in video.parts(indices)])
+def video_pixels(processor: Any, path: str, segments: FrameSegments, dtype: torch.dtype) -> Tensor:
+    """Frames of a video as the tower reads them: ``(frames, 3, size, size)``, decoded and resized some at a time.
+
+    Raises
+    ------
+    VideoError
+        See `with_video`.
+    """
+
+    def work(video: VideoFile) -> Tensor:
+        return video.resized(segments.indices(video), lambda part: frame_pixels(processor, part).to(dtype))
+
+    return with_video(path, work)
 
 
 def small_frames(processor: Any, frames: Tensor) -> Tensor:

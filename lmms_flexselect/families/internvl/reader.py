@@ -15,7 +15,6 @@ from lmms_flexselect.families.internvl.family import InternVL
 from lmms_flexselect.families.internvl.lite import SelectorNetwork
 from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, load_processor, video_pixels
 from lmms_flexselect.families.internvl.prompt import END, START, SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.video_file import open_video
 
 
 class InternVLReader:
@@ -59,9 +58,7 @@ class InternVLReader:
 
     def read(self, video: str, question: str, answer: str) -> Mapping[str, Any]:
         """See `Reader.read`."""
-        opened = open_video(video)
-        pixels = video_pixels(self._processor, opened, self._segments.indices(opened), self._dtype)
-        return self.inputs(pixels, question, answer)
+        return self.inputs(video_pixels(self._processor, video, self._segments, self._dtype), question, answer)
 
     def inputs(self, pixels: Tensor, question: str, answer: str) -> Mapping[str, Any]:
         """The same of what the tower reads."""

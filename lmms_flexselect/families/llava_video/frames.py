@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lmms_flexselect.families.pixels import read_picture, resize_frames
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video.reading import PYAV, Backend, VideoFile, with_video
 
-_PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
+PICTURES_PER_SECOND = 3  # MVBench's, the one task that has folders of frames
 
 
 @dataclass
@@ -52,12 +52,13 @@ def sample_frames(
 
     One every ``fps / frames_per_second``; or, if these are too many or `force_sample` is set, exactly `max_frames`
     spread over the video. Upstream's seconds are right for one frame a second and for spread frames only; they are
-    part of its prompt and are kept.
+    part of its prompt and are kept, except of videos that upstream cannot read, or of less than a frame a second.
     """
     step = max(1, round(fps / frames_per_second))
     indices = list(range(0, total, step))
     if len(indices) <= max_frames and not force_sample:
-        return indices, [index / step for index in indices]
+        slow = fps < max(1, frames_per_second / 2)
+        return indices, [index / (fps if slow else step) for index in indices]
     indices = np.linspace(0, total - 1, max_frames, dtype=int).tolist()
     return indices, [index / fps for index in indices]
 
@@ -67,7 +68,7 @@ def read_llava_video(
     max_frames: int = 512,
     frames_per_second: int = 1,
     force_sample: bool = False,
-    decoder: str = "decord",
+    backend: Backend = PYAV,
     size: int = 384,
 ) -> LlavaClip:
     """Frames of a video file, as squares of `size` pixels.
@@ -78,20 +79,26 @@ def read_llava_video(
         Of the file.
     max_frames, frames_per_second, force_sample
         See `sample_frames`.
-    decoder
-        ``"decord"`` or ``"pyav"``.
+    backend
+        What decodes.
     size
         Side of the frames, the vision tower's.
 
     Raises
     ------
     VideoError
-        If it cannot be read; the message names the file.
+        See `with_video`.
     """
-    video = open_video(path, decoder)
-    indices, seconds = sample_frames(video.frames, video.fps, max_frames, frames_per_second, force_sample)
-    frames = torch.cat([resize_frames(part, size) for part in video.parts(indices)])
-    return LlavaClip(frames, indices, seconds, video.frames / video.fps, video.fps, video.decoder)
+
+    def work(video: VideoFile) -> LlavaClip:
+        indices, seconds = sample_frames(video.frames, video.fps, max_frames, frames_per_second, force_sample)
+        numbers = video.shown(indices)
+        if not video.timeline.constant:
+            seconds = video.seconds(numbers)
+        frames = video.resized(numbers, lambda part: resize_frames(part, size))
+        return LlavaClip(frames, numbers, seconds, video.frames / video.fps, video.fps, video.decoder)
+
+    return with_video(path, work, backend)
 
 
 def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 384) -> LlavaClip:
@@ -102,7 +109,7 @@ def read_pictures(pictures: Sequence[Any], max_frames: int = 512, size: int = 38
     VideoError
         If one cannot be read, naming it.
     """
-    count, fps = len(pictures), _PICTURES_PER_SECOND
+    count, fps = len(pictures), PICTURES_PER_SECOND
     indices = np.linspace(0, count - 1, min(max_frames, count), dtype=int).tolist()
     frames = torch.cat([resize_frames(read_picture(pictures[index])[None], size) for index in indices])
     return LlavaClip(frames, indices, [index / fps for index in indices], count / fps, fps, "image")

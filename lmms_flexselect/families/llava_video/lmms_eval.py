@@ -18,10 +18,9 @@ from lmms_flexselect.families.llava_video.llava_package import DEFAULT_IMAGE_TOK
 from lmms_flexselect.families.llava_video.model import LlavaVideoConfig, check_pooling
 from lmms_flexselect.families.llava_video.reader import LlavaVideoReader
 from lmms_flexselect.families.llava_video.visuals import (
-    DECODERS,
     LlavaFrames,
     VisualSource,
-    frame_complaint,
+    check_frames,
     read_frames,
     read_key,
     visuals_key,
@@ -32,7 +31,8 @@ from lmms_flexselect.models.selecting_model import SelectingModel, prompt_counts
 from lmms_flexselect.models.upstream import with_visuals
 from lmms_flexselect.options import check_choice, whole_number
 from lmms_flexselect.runtime.measure import now, peak_memory
-from lmms_flexselect.video_key import VideoKey
+from lmms_flexselect.video.key import VideoKey
+from lmms_flexselect.video.reading import DECODERS
 
 
 class LlavaSelectingModel(SelectingModel):
@@ -140,6 +140,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     """Upstream's class on a LLaVA-Video of our own; frames, prompts and the loops are upstream's."""
 
     upstream_name = _family_name = "llava_vid"
+    _decoders = (*DECODERS, "image")
     _upstream_module = upstream
     _placeholders = (DEFAULT_IMAGE_TOKEN,)
     _answers_in_batches = None
@@ -164,7 +165,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     def _selecting_model(self, *arguments: Any) -> LlavaSelectingModel:
         self._image_processor = _PassOn
         # Upstream's loop calls `load_video` for this one only, and does not get through the others.
-        self._decoder, self.video_decode_backend = self.video_decode_backend, "decord"
+        self.video_decode_backend = "decord"
         return LlavaSelectingModel(*arguments)
 
     def reader(self) -> LlavaVideoReader:
@@ -195,7 +196,6 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
         check_pooling(upstream_args["mm_spatial_pool_mode"], upstream_args["mm_spatial_pool_stride"])
         check_choice("mm_newline_position", upstream_args["mm_newline_position"], ("grid",))
         check_choice("conv_template", upstream_args["conv_template"], conv_templates)
-        check_choice("video_decode_backend", upstream_args["video_decode_backend"], DECODERS)
         self.options.check_frames(frames)
 
     def _loaders(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     ) -> tuple[LlavaFrames, str, float]:
         """Frames, their seconds as text, and the length in seconds; a failure is kept for `LlavaSelectingModel`."""
         start = time.perf_counter()
-        how = (max_frames_num, fps, force_sample, self._decoder, self.config.vision_config.image_size)
+        how = (max_frames_num, fps, force_sample, self.backend, self.config.vision_config.image_size)
         try:
             frames, seconds, length = read_frames(video_path, *how, self._frames)
         except Exception as error:
@@ -245,7 +245,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
 
     def _video_keys(self, paths: Paths) -> Iterable[VideoKey | None]:
         size = self.config.vision_config.image_size
-        return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self._decoder, size)]
+        return [visuals_key(paths, self.max_frames_num, self.fps, self.force_sample, self.backend, size)]
 
     def _read_video(self, key: VideoKey) -> LlavaClip:
         return read_key(key)
@@ -256,8 +256,8 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     def _prepared(self, requests: list[Any]) -> list[Any]:
         return with_visuals(requests, _one_source)
 
-    def _file_complaint(self, path: str) -> str | None:
-        return frame_complaint(path)
+    def _check_video(self, path: str) -> tuple[int, float]:
+        return check_frames(path, self.options.video_timeout)
 
 
 def _one_source(visuals: list[Any], question: str) -> list[VisualSource]:

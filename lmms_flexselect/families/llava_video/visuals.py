@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.families.llava_video.frames import (
+    PICTURES_PER_SECOND,
     LlavaClip,
     pictures_in,
     read_llava_video,
@@ -22,10 +23,10 @@ from lmms_flexselect.families.llava_video.frames import (
 from lmms_flexselect.families.pixels import is_path
 from lmms_flexselect.models.reading import Frames
 from lmms_flexselect.models.records import PreparedRow
-from lmms_flexselect.video_file import file_complaint
-from lmms_flexselect.video_key import VideoKey, video_key
+from lmms_flexselect.video.file import file_complaint
+from lmms_flexselect.video.key import VideoKey, video_key
+from lmms_flexselect.video.reading import Backend, check_video
 
-DECODERS = ("decord", "pyav", "image")
 _NO_FRAMES = "the folder of frames is empty"
 
 
@@ -101,11 +102,23 @@ class VisualSource(str):
         return source
 
 
-def frame_complaint(path: str) -> str | None:
-    """What is wrong with a path before it is opened; unlike for other families it may be a folder of frames."""
-    if os.path.isdir(path):
-        return None if pictures_in(path) else _NO_FRAMES
-    return file_complaint(path)
+def check_frames(path: str, timeout: float) -> tuple[int, float]:
+    """`check_video` of what may also be a folder of frames, or one picture of several.
+
+    Raises
+    ------
+    VideoError
+        If it is seen to be unreadable.
+    """
+    if Path(path).suffix.lower() in Image.registered_extensions():
+        if complaint := file_complaint(path):
+            raise VideoError(f"{path}: {complaint}")
+        return 1, PICTURES_PER_SECOND
+    if not os.path.isdir(path):
+        return check_video(path, timeout)
+    if not (pictures := pictures_in(path)):
+        raise VideoError(f"{path}: {_NO_FRAMES}")
+    return len(pictures), PICTURES_PER_SECOND
 
 
 def visuals_key(visuals: Sequence[Any], *how: Any) -> VideoKey | None:
@@ -119,7 +132,7 @@ def read_key(key: VideoKey) -> LlavaClip:
 
 
 def read_clip(
-    visuals: Sequence[Any], max_frames: int, frames_per_second: int, force_sample: bool, decoder: str, size: int
+    visuals: Sequence[Any], max_frames: int, frames_per_second: int, force_sample: bool, backend: Backend, size: int
 ) -> LlavaClip:
     """Frames of a question's video or pictures, squares of `size` pixels.
 
@@ -135,9 +148,9 @@ def read_clip(
         return read_pictures(pictures, max_frames, size)
     if len(visuals) > 1 or not is_path(first):
         return read_pictures(visuals, max_frames, size)
-    if decoder == "image":
+    if backend.decoder == "image":
         raise VideoError(f"{first}: with video_decode_backend=image a folder of frames is read, and this is none")
-    return read_llava_video(str(first), max_frames, frames_per_second, force_sample, decoder, size)
+    return read_llava_video(str(first), max_frames, frames_per_second, force_sample, backend, size)
 
 
 def read_frames(
@@ -145,7 +158,7 @@ def read_frames(
     max_frames: int,
     frames_per_second: int,
     force_sample: bool,
-    decoder: str,
+    backend: Backend,
     size: int,
     ahead: Frames[LlavaClip] | None = None,
 ) -> tuple[LlavaFrames, str, float]:
@@ -156,7 +169,7 @@ def read_frames(
     VideoError
         If they cannot be read; the message names the file.
     """
-    how = (max_frames, frames_per_second, force_sample, decoder, size)
+    how = (max_frames, frames_per_second, force_sample, backend, size)
     key = visuals_key(source.visuals, *how)
     clip = read_clip(source.visuals, *how) if ahead is None or key is None else ahead.get(key)
     path = str(source.visuals[0]) if is_path(source.visuals[0]) else "images"

@@ -12,6 +12,7 @@ from lmms_eval.models.simple import qwen2_5_vl as upstream
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
+from lmms_flexselect.families.grid_frames import FrameSampling
 from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
 from lmms_flexselect.families.grid_media import PLACEHOLDERS, AddedPrompts
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
@@ -20,7 +21,6 @@ from lmms_flexselect.loading import checkpoint_config
 from lmms_flexselect.models.records import Answer
 from lmms_flexselect.models.running import abort_run
 from lmms_flexselect.models.upstream import StrictLoader, with_visuals
-from lmms_flexselect.video import FrameSampling
 
 _UPSTREAM_SIMPLE_FPS = 2.0
 _UPSTREAM_SIMPLE_VIDEOS = (".mp4", ".avi", ".mov")

@@ -26,7 +26,7 @@ from lmms_flexselect.needle.naming import NAMINGS
 from lmms_flexselect.needle.videos import FRAMES_PER_UNIT
 from lmms_flexselect.tools.analysis.image_needles import read_needles
 from lmms_flexselect.training.data_files import digest
-from lmms_flexselect.video_file import VideoFile, open_video
+from lmms_flexselect.video.reading import VideoFile, check_video, with_video
 
 PLACES = ("insert", "replace")
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -187,7 +187,8 @@ class ImageNeedles:
     def check(self, samples: Sequence[Haystack], frames_per_unit: int) -> None:
         """See `Source.check`."""
         for name in dict.fromkeys(sample.video for sample in samples):
-            _opened(str(self._folder / name), self._of_video(frames_per_unit))
+            path = str(self._folder / name)
+            _check_frames(path, check_video(path)[0], self._of_video(frames_per_unit))
 
     def _of_video(self, frames_per_unit: int) -> int:
         """How many frames are the video's own."""
@@ -209,15 +210,17 @@ def spread_frames(path: str, count: int) -> Tensor:
 
     Samples about one video come one behind the other, and decoding it takes longer than a small model does.
     """
-    video = _opened(path, count)
-    return video.read(np.linspace(0, video.frames - 1, count).round().astype(int).tolist())
+
+    def work(video: VideoFile) -> Tensor:
+        _check_frames(path, video.frames, count)
+        return video.read(video.shown(np.linspace(0, video.frames - 1, count).round().astype(int).tolist()))
+
+    return with_video(path, work)
 
 
-def _opened(path: str, count: int) -> VideoFile:
-    video = open_video(path)
-    if video.frames < count:
-        raise VideoError(f"{path}: has {video.frames} frames; {count} are asked for, so give fewer --frames")
-    return video
+def _check_frames(path: str, frames: int, count: int) -> None:
+    if frames < count:
+        raise VideoError(f"{path}: has {frames} frames; {count} are asked for, so give fewer --frames")
 
 
 def video_files(folder: Path) -> list[str]:

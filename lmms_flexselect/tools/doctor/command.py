@@ -24,13 +24,33 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("config", nargs="?", type=Path, help="file that lmms-eval --config would get")
     parser.add_argument("--include_path", help="as lmms-eval gets it; this package's tasks if not given")
+    parser.add_argument(
+        "--videos", type=Path, metavar="FOLDER", help="only open each video below a folder; list bad ones"
+    )
     asked = parser.parse_args(words)
     _quiet()
+    if asked.videos is not None:
+        return of_videos(asked.videos)
     machine = look()
     findings = of_machine(machine)
     if not machine.broken:
         findings += of_supplies(machine) if asked.config is None else of_runs(machine, asked.config, asked.include_path)
     return report(findings, asked.config)
+
+
+def of_videos(folder: Path) -> int:
+    """Print which video files below a folder cannot be read; returns 1 if there are any, or no videos at all."""
+    from lmms_flexselect.tools.analysis.haystacks import video_files
+    from lmms_flexselect.video.checking import report_of_files
+
+    try:
+        names = video_files(folder)
+    except FlexSelectError as error:
+        print(error)
+        return 1
+    text, bad = report_of_files([str(folder / name) for name in names])
+    print(text)
+    return 1 if bad else 0
 
 
 def of_supplies(machine: Machine) -> list[Finding]:

@@ -26,7 +26,7 @@ def of_config(machine: Machine, runs: Sequence[Planned]) -> list[Finding]:
         *_options(runs),
         *_memory(machine, ours),
         *_kernels(machine, {run.kernel for run in ours}),
-        *decoding(machine, {run.decoder for run in ours} - {"decord", "image"}),
+        *decoding(machine, {run.decoder for run in ours} - {"pyav", "image"}),
     ]
 
 

@@ -12,7 +12,7 @@ from lmms_flexselect.tools.doctor.finding import NOTE, OK, PROBLEM, Finding
 from lmms_flexselect.tools.doctor.machine import Machine
 
 # Of which versions are told though nothing is wrong.
-_TOLD = ("lmms-eval", "torch", "transformers", "accelerate", "decord")
+_TOLD = ("lmms-eval", "torch", "transformers", "accelerate", "av")
 
 
 def of_machine(machine: Machine) -> list[Finding]:
@@ -20,7 +20,7 @@ def of_machine(machine: Machine) -> list[Finding]:
     installed = [*_packages(machine), _plugin(machine)]
     if machine.broken:  # what needs the broken would be blamed in its place
         return installed
-    return [*installed, *_hardware(machine), *decoding(machine, {"decord"})]
+    return [*installed, *_hardware(machine), *decoding(machine, {"pyav"})]
 
 
 def decoding(machine: Machine, decoders: Iterable[str]) -> Iterator[Finding]:

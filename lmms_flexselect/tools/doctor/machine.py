@@ -186,7 +186,7 @@ def _decoders() -> dict[str, str | None]:
             write_video(path, NeedleVideo.draw(0, 4, 1).frames())
 
         def read(decoder: str) -> None:
-            from lmms_flexselect.video_file import open_video
+            from lmms_flexselect.video.reading import open_video
 
             frames = open_video(str(path), decoder).read(range(8))
             if frames.float().mean() < 1:
@@ -194,7 +194,7 @@ def _decoders() -> dict[str, str | None]:
 
         if complaint := _tried(write):
             return {"decord": f"no video could be written to try it on ({complaint})"}
-        found = {name: _tried(lambda name=name: read(name)) for name in ("decord", "pyav")}  # type: ignore[misc]
+        found = {name: _tried(lambda name=name: read(name)) for name in ("pyav", "decord")}  # type: ignore[misc]
         return {name: text and text.replace(str(path), "video.mp4") for name, text in found.items()}
 
 

@@ -64,7 +64,7 @@ class Planned:
     memory: Memory | None = None
     summary: str = ""
     kernel: str = "sdpa"
-    decoder: str = "decord"
+    decoder: str = "pyav"
     spread: bool = False
 
 
@@ -203,7 +203,7 @@ def _needs(instance: Any, upstream: Mapping[str, Any], selector: Checkpoint | No
         "memory": estimate(model, run),
         "summary": _summary(options, model, int(frames), run),
         "kernel": kernel,
-        "decoder": upstream.get("video_decode_backend", "decord"),
+        "decoder": options.video_decode_backend,
     }
 
 

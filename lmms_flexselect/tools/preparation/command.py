@@ -12,7 +12,7 @@ from lmms_flexselect.tools.preparation.presence import Presence, presence
 
 
 def main(words: list[str]) -> int:
-    """``lmms-flexselect prepare BENCHMARK … [--check] [--delete_archives]``: 0 if all that was asked for is there."""
+    """``lmms-flexselect prepare BENCHMARK …``: 0 if all that was asked for is there."""
     parser = argparse.ArgumentParser(
         prog="lmms-flexselect prepare",
         description="Download a benchmark's data and unpack them to where lmms-eval looks, below HF_HOME. Can be "
@@ -21,6 +21,7 @@ def main(words: list[str]) -> int:
     names = (*BENCHMARKS, "all")
     parser.add_argument("benchmark", nargs="+", choices=names, metavar="BENCHMARK", help=f"of {', '.join(names)}")
     parser.add_argument("--check", action="store_true", help="only look; needs no hub")
+    parser.add_argument("--videos", action="store_true", help="also open each video that is there, and list bad ones")
     parser.add_argument(
         "--delete_archives", action="store_true", help="delete each archive when it is unpacked: half the disk"
     )
@@ -40,6 +41,12 @@ def main(words: list[str]) -> int:
     print(table(found))
     for line in [*failures, *remarks(found)]:
         print(line)
+    if arguments.videos:
+        from lmms_flexselect.video.checking import report_of_files  # loads torch
+
+        report, bad = report_of_files(list(dict.fromkeys(str(path) for part in found for path in part.present)))
+        print(report)
+        failures += [f"{bad} video(s) cannot be read"] if bad else []
     if arguments.check:
         for name in dict.fromkeys(part.benchmark.name for part in found if not part.complete):
             print(f"{name}: run lmms-flexselect prepare {name}")

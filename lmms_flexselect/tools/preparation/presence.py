@@ -22,7 +22,8 @@ class Presence:
     """What is there of the files that one set of questions needs.
 
     `videos` and `subtitles` count distinct files that the questions name and that are present and whole;
-    `videos_needed` and `subtitles_needed` those that they name. `absent` has the places of the others.
+    `videos_needed` and `subtitles_needed` those that they name. `present` has the places of such videos, `absent` those
+    of what is lacking.
     """
 
     benchmark: Benchmark
@@ -34,6 +35,7 @@ class Presence:
     subtitles: int
     subtitles_needed: int
     absent: tuple[Path, ...]
+    present: tuple[Path, ...]
     complaints: tuple[str, ...]
 
     @property
@@ -133,6 +135,7 @@ def _look(benchmark: Benchmark, questions: Questions, home: Path) -> Presence:
         videos_needed=len(names["videos"]),
         subtitles=len(names["subtitles"]) - len(lacking["subtitles"]),
         subtitles_needed=len(names["subtitles"]),
+        present=tuple(there for name in sorted(names["videos"]) if (there := find_video(folder, name)) is not None),
         absent=tuple(folder / name for absent in lacking.values() for name in absent),
         complaints=tuple(complaints),
     )

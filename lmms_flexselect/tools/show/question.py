@@ -11,7 +11,7 @@ from lmms_flexselect.errors import OptionError
 from lmms_flexselect.options import layer_numbers
 from lmms_flexselect.tools.build import build_model, parse_model_args
 from lmms_flexselect.tools.show.views import VideoQuestion, join, read_views
-from lmms_flexselect.video_file import file_complaint
+from lmms_flexselect.video.file import file_complaint
 
 _TASK, _SPLIT = "show", "test"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from lmms_flexselect.dump import read_selection
 from lmms_flexselect.errors import FlexSelectError, first_line
 from lmms_flexselect.families.spec import families
-from lmms_flexselect.video_file import open_video
+from lmms_flexselect.video.reading import VideoFile, with_video
 
 _ARRAYS = {"kept", "scores", "frame", "video", "frame_set", "grids"}
 # Widest picture by how many frames there are, so that a page stays some megabytes long.
@@ -220,12 +220,11 @@ def thumbnails(path: str, indices: Sequence[int]) -> list[np.ndarray]:
         If the video cannot be read; the message names it.
     """
     widest = next(width for most, width in _WIDTHS if len(indices) <= most)
-    made: list[np.ndarray] = []
-    for part in open_video(path).parts(indices):
-        for frame in part.numpy():
-            height, width = frame.shape[:2]
-            if width > widest:
-                size = (widest, max(1, round(height * widest / width)))
-                frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
-            made.append(frame)
-    return made
+    return with_video(path, lambda video: [frame for part in _small(video, indices, widest) for frame in part])
+
+
+def _small(video: VideoFile, indices: Sequence[int], widest: int) -> Iterator[list[np.ndarray]]:
+    for part in video.parts(indices):
+        height, width = part.shape[1:3]
+        size = (widest, max(1, round(height * widest / width))) if width > widest else (width, height)
+        yield [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)) for frame in part.numpy()]

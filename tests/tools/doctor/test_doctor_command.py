@@ -59,7 +59,7 @@ def test_broken_parts_are_complaints_and_no_crashes(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("libav.so: not found\nmore")
 
-    monkeypatch.setattr("lmms_flexselect.video_file.open_video", fail)
+    monkeypatch.setattr("lmms_flexselect.video.reading.open_video", fail)
     assert machine._decoders() == {"decord": "libav.so: not found", "pyav": "libav.so: not found"}
     monkeypatch.setattr("lmms_flexselect.needle.videos.write_video", fail)
     assert "no video could be written to try it on" in str(machine._decoders()["decord"])

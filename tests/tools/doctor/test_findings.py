@@ -90,7 +90,7 @@ def test_a_good_machine_and_a_config_that_fits():
         ),
         (changed(registered=frozenset(OURS - {"llava_vid_flexselect"})), "does not find llava_vid_flexselect", "rein"),
         (changed(registered=None), "lmms-eval cannot be asked", "mend the packages first"),
-        (changed(decoders={"decord": "no such library"}), "decord: no such library", "pip install --force-reinstall"),
+        (changed(decoders={"pyav": "no such library"}), "pyav: no such library", "pip install --force-reinstall"),
     ],
 )
 def test_what_is_wrong_with_an_installation(machine, text, remedy):
@@ -151,12 +151,12 @@ def test_a_large_model_over_a_node():
 
 
 def test_kernels_and_decoders_that_a_run_asks_for():
-    lacking = changed(kernels={**NODE.kernels, "flash_attention_2": "not installed"}, decoders={"pyav": "broken"})
-    run = dataclasses.replace(SMALL, kernel="flash_attention_2", decoder="pyav")
+    lacking = changed(kernels={**NODE.kernels, "flash_attention_2": "not installed"}, decoders={"decord": "broken"})
+    run = dataclasses.replace(SMALL, kernel="flash_attention_2", decoder="decord")
     (kernel, decoder) = problems(of_config(lacking, [run]))
     assert kernel[:2] == ("attention", "flash_attention_2: not installed")
     assert kernel[2].endswith("or attn_implementation=sdpa")
-    assert decoder == ("video", "pyav: broken", "pip install --force-reinstall av")
+    assert decoder == ("video", "decord: broken", "pip install --force-reinstall decord")
     assert problems(of_config(lacking, [SMALL])) == []
     ((_, text, _),) = problems(of_config(NODE, [dataclasses.replace(SMALL, kernel="best")]))
     assert text == "best: transformers does not know it"

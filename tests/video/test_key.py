@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from lmms_flexselect.video_key import video_key
+from lmms_flexselect.video.key import video_key
 
 
 def test_a_key_is_of_the_file_as_it_is(tmp_path, monkeypatch):

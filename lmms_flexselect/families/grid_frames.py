@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from lmms_flexselect.errors import VideoError, first_line
-from lmms_flexselect.video_file import VideoFile, open_video
+from lmms_flexselect.video.reading import PYAV, Backend, VideoFile, with_video
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,17 @@ class SampledVideo:
     metadata: dict[str, Any]
 
 
-def read_video(element: dict[str, Any], sampling: FrameSampling, patch: int = 14) -> SampledVideo:
+def read_video(
+    element: dict[str, Any], sampling: FrameSampling, patch: int = 14, backend: Backend = PYAV
+) -> SampledVideo:
     """`read_video_bytes` with float32 frames, as qwen-vl-utils hands them over."""
-    video = read_video_bytes(element, sampling, patch)
+    video = read_video_bytes(element, sampling, patch, backend)
     return SampledVideo(video.frames.float(), video.metadata)
 
 
-def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: int = 14) -> SampledVideo:
+def read_video_bytes(
+    element: dict[str, Any], sampling: FrameSampling, patch: int = 14, backend: Backend = PYAV
+) -> SampledVideo:
     """Decode, sample and resize the video of one chat-message element; frames are uint8.
 
     Parameters
@@ -96,21 +100,27 @@ def read_video_bytes(element: dict[str, Any], sampling: FrameSampling, patch: in
         Which frames.
     patch
         Side of the vision tower's patches in pixels; frames become multiples of twice that.
+    backend
+        What decodes.
 
     Raises
     ------
     VideoError
-        If the file is missing, empty, not a video, ends too early, or has fewer than two frames.
+        See `with_video`.
     """
-    video = open_video(str(element["video"]).removeprefix("file://"))
-    indices, metadata, sampled = _sample(video, element, sampling)
-    resized = []
-    for part in video.parts(indices):
-        try:
-            resized.append(resize_frames(part.permute(0, 3, 1, 2), element, sampled, patch))
-        except (ValueError, AssertionError) as error:
-            raise VideoError(f"{video.path}: {first_line(error)}") from None
-    return SampledVideo(torch.cat(resized), metadata)
+
+    def work(video: VideoFile) -> SampledVideo:
+        frames, metadata, sampled = _sample(video, element, sampling)
+
+        def resized(part: Tensor) -> Tensor:
+            try:
+                return resize_frames(part.permute(0, 3, 1, 2), element, sampled, patch)
+            except (ValueError, AssertionError) as error:
+                raise VideoError(f"{video.path}: {first_line(error)}") from None
+
+        return SampledVideo(video.resized(frames, resized), metadata)
+
+    return with_video(str(element["video"]).removeprefix("file://"), work, backend)
 
 
 def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch: int = 14) -> Tensor:
@@ -128,16 +138,20 @@ def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch:
 def _sample(
     video: VideoFile, element: dict[str, Any], sampling: FrameSampling
 ) -> tuple[list[int], dict[str, Any], int]:
-    """Which frames; what transformers wants to know of them; and how many were sampled before thinning."""
+    """Which frames; what transformers wants to know of them; and how many were sampled before thinning.
+
+    The rules are upstream's, which count frames of a constant rate; of a variable one they say at which instants a
+    frame is wanted.
+    """
     try:
         first, last, span = calculate_video_frame_range(element, video.frames, video.fps)
         count = sampling.count(span, video.fps)
         sampled = torch.linspace(first, last, count).round().long().tolist()
-        indices = sampling.thinned(sampled)
+        frames = video.shown(sampling.thinned(sampled))
     except ValueError as error:
         raise VideoError(f"{video.path}: {first_line(error)}") from None
-    metadata = {"fps": video.fps, "frames_indices": indices, "total_num_frames": span, "video_backend": video.decoder}
-    return indices, metadata, len(sampled)
+    metadata = {"fps": video.fps, "frames_indices": frames, "total_num_frames": span, "video_backend": video.decoder}
+    return frames, metadata, len(sampled)
 
 
 def _target_size(element: Mapping[str, Any], num_frames: int, size: torch.Size, factor: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from lmms_flexselect.prefetch import Prefetcher, ReaderDied
+from lmms_flexselect.video.prefetch import Prefetcher, ReaderDied
 from tests.support.hearing import hear_ctrl_c
 
 PATIENCE = 10.0
@@ -176,7 +176,7 @@ def test_without_threads_ctrl_c_stops_the_run_and_not_the_video(started, monkeyp
 # A decoder in native code that never comes back: it lets go of the interpreter's lock, and hears no signal.
 _STUCK = """
 import ctypes, sys
-from lmms_flexselect.prefetch import Prefetcher
+from lmms_flexselect.video.prefetch import Prefetcher
 
 def read(key):
     print("reading", flush=True)

@@ -11,9 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from lmms_flexselect.runtime.background import in_background
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -102,7 +103,7 @@ class Prefetcher(Generic[Key, Value]):
 
     def _read_now(self, key: Key) -> Future[Value]:
         try:
-            return self._read_in_thread(key, nullcontext())
+            return self._read_in_thread(key, None)
         except RuntimeError:
             future: Future[Value] = Future()
             try:
@@ -111,20 +112,15 @@ class Prefetcher(Generic[Key, Value]):
                 future.set_exception(_of_value(error))
             return future
 
-    def _read_in_thread(self, key: Key, turn: AbstractContextManager[Any]) -> Future[Value]:
+    def _read_in_thread(self, key: Key, turn: threading.Semaphore | None) -> Future[Value]:
         """A value that is read in a thread of its own, once that has its turn; RuntimeError if there is no thread."""
-        future: Future[Value] = Future()
+        return in_background(self._value, key, turn=turn)
 
-        def read() -> None:
-            with turn:
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(self._read(key))
-                    except BaseException as error:
-                        future.set_exception(_of_value(error))
-
-        threading.Thread(target=read, name="prefetch", daemon=True).start()
-        return future
+    def _value(self, key: Key) -> Value:
+        try:
+            return self._read(key)
+        except BaseException as error:
+            raise _of_value(error) from None
 
 
 def _of_value(error: BaseException) -> Exception:
