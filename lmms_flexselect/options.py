@@ -7,15 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from lmms_flexselect.errors import OptionError
 from lmms_flexselect.method.registry import canonical_name, selector_class
 from lmms_flexselect.method.relevance import REDUCTIONS
 from lmms_flexselect.method.selection import REMAINDERS
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Options = TypeVar("Options", bound="FlexSelectOptions")
 
 
 @dataclass
@@ -148,7 +147,7 @@ class FlexSelectOptions:
         return {f.name for f in fields(cls)}
 
     @classmethod
-    def resolve(cls, given: Mapping[str, Any], preset: Mapping[str, Any]) -> Self:
+    def resolve(cls: type[Options], given: Mapping[str, Any], preset: Mapping[str, Any]) -> Options:
         """Explicit arguments win over the preset, the preset over the defaults."""
         merged = {name: value for name, value in {**preset, **given}.items() if name in cls.names()}
         for name, words in cls.NO_VALUE.items():

@@ -305,7 +305,7 @@ def test_arguments_that_a_selector_does_not_take(counting):
     assert text == "selector_args=evry: selector=counting takes every, how, scale, also"
 
 
-@pytest.mark.parametrize("selector", ["reference", "random", "none"])
+@pytest.mark.parametrize("selector", ["flexselect", "random", "none"])
 def test_our_own_selectors_take_no_arguments(selector):
     text = complaint(FlexSelectOptions, selector=selector, selector_args="seed:2")
     assert text == f"selector_args=seed: selector={selector} takes none"

@@ -1,4 +1,4 @@
-"""Reading a video for Qwen2.5-VL: which frames, and those frames resized, by qwen-vl-utils' rules."""
+"""Frames of a video for families that cut them into patches: which, and in what size, by qwen-vl-utils' rules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FrameSampling:
     fps
         Frames per second wanted; None spreads `max_frames` evenly over the video.
     thin_from_fps
-        Upstream's simple Qwen classes sample at this rate first and then drop every so many frames to meet
+        Some of upstream's simple classes sample at this rate first and then drop every so many frames to meet
         `max_frames`; None samples once.
     """
 
@@ -124,7 +124,7 @@ def read_video_bytes(
 
 
 def resize_frames(frames: Tensor, element: Mapping[str, Any], count: int, patch: int = 14) -> Tensor:
-    """Frames ``(frames, 3, height, width)`` uint8 of a video of `count`, in the size that Qwen2.5-VL reads them in.
+    """Frames ``(frames, 3, height, width)`` uint8 of a video of `count`, in the size that is read.
 
     `element` may hold ``min_pixels`` and ``max_pixels`` of a frame and ``total_pixels`` of the video.
     """

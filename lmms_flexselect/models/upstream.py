@@ -42,7 +42,7 @@ def use_upstream_prompts() -> None:
     """Give ``X_flexselect`` the prompt, target and generation settings that a task has for ``X``.
 
     A task looks itself up in `lmms_eval_specific_kwargs` by the ``--model`` string and falls back to ``default`` in
-    silence, so ``llava_vid_flexselect`` would be asked another question than ``llava_vid``. The lookup happens in one
+    silence, so ``X_flexselect`` would be asked another question than ``X``. The lookup happens in one
     method while the task is built, after the model; that method is wrapped, once, and does what it did for every
     model name that is not ours. A block written for our own name wins.
     """

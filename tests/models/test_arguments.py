@@ -224,7 +224,7 @@ def test_both_classes_say_what_they_are_told_to(rendered, stock_videos, simple, 
 
 
 def test_a_tasks_own_system_message_gives_way():
-    from lmms_flexselect.families.grid_media import AddedPrompts
+    from lmms_flexselect.models.grid_media import AddedPrompts
 
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Own."},

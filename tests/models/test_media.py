@@ -10,7 +10,7 @@ from PIL import Image
 
 from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.grid_frames import FrameSampling, read_video
-from lmms_flexselect.families.grid_media import GridMedia
+from lmms_flexselect.models.grid_media import GridMedia
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
 
 PIXELS = {"min_pixels": 56 * 56, "max_pixels": 56 * 56}

@@ -49,7 +49,7 @@ def stuck(read):
     return reading
 
 
-import lmms_flexselect.families.grid_media as media  # noqa: E402
+import lmms_flexselect.models.grid_media as media  # noqa: E402
 
 media.read_video_bytes = stuck(media.read_video_bytes)
 '''

@@ -13,11 +13,11 @@ from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL as UpstreamSimple
 
 from lmms_flexselect.errors import FlexSelectError, OptionError
 from lmms_flexselect.families.grid_frames import FrameSampling
-from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
-from lmms_flexselect.families.grid_media import PLACEHOLDERS, AddedPrompts
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models.grid_media import PLACEHOLDERS, AddedPrompts
+from lmms_flexselect.models.grid_plugin import GridPlugin, check_video_names
 from lmms_flexselect.models.records import Answer
 from lmms_flexselect.models.running import abort_run
 from lmms_flexselect.models.upstream import StrictLoader, with_visuals

@@ -11,12 +11,12 @@ from lmms_eval.models.simple import qwen3_vl as upstream
 from lmms_eval.models.simple.qwen3_vl import Qwen3_VL as UpstreamSimple
 
 from lmms_flexselect.families.grid_frames import FrameSampling
-from lmms_flexselect.families.grid_lmms_eval import GridPlugin, check_video_names
-from lmms_flexselect.families.grid_media import SeenVideo
 from lmms_flexselect.families.qwen3_vl.family import Qwen3_VL
 from lmms_flexselect.families.qwen3_vl.options import Options
 from lmms_flexselect.families.qwen3_vl.timestamps import unit_seconds, with_videos
 from lmms_flexselect.loading import checkpoint_config
+from lmms_flexselect.models.grid_media import SeenVideo
+from lmms_flexselect.models.grid_plugin import GridPlugin, check_video_names
 from lmms_flexselect.models.upstream import StrictLoader, with_visuals
 
 CHECKPOINTS = {

@@ -7,7 +7,9 @@ from typing import Any
 
 from lmms_flexselect.errors import OptionError, VideoError
 from lmms_flexselect.families.grid_frames import FrameSampling, SampledVideo
-from lmms_flexselect.families.grid_media import (
+from lmms_flexselect.families.grid_reader import GridReader
+from lmms_flexselect.models.arguments import check_fps
+from lmms_flexselect.models.grid_media import (
     PLACEHOLDERS,
     AddedPrompts,
     GridMedia,
@@ -16,8 +18,6 @@ from lmms_flexselect.families.grid_media import (
     read_key,
     repeated_placeholder,
 )
-from lmms_flexselect.families.grid_reader import GridReader
-from lmms_flexselect.models.arguments import check_fps
 from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.requests import Paths, check_text
 from lmms_flexselect.models.selecting_model import BatchSelectingModel
@@ -26,7 +26,7 @@ from lmms_flexselect.video.key import VideoKey
 
 
 class GridSelectingModel(BatchSelectingModel):
-    """Reads what a Qwen processor makes."""
+    """Reads what a processor makes that cuts frames into a grid of patches."""
 
     _inputs = frozenset(
         {

@@ -33,7 +33,7 @@ _READ_BY = ("min_pixels", "max_pixels", "total_pixels", "video_start", "video_en
 
 
 PLACEHOLDERS = ("<|video_pad|>", "<|image_pad|>")
-"""What a Qwen processor puts visual tokens in place of."""
+"""What the processor puts visual tokens in place of."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_key(key: VideoKey) -> SampledVideo:
 
 @dataclass
 class SeenVideo:
-    """What a Qwen processor made of a video, but for its pixels.
+    """What the processor made of a video, but for its pixels.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def inputs_without_pixels(
 
 
 class GridMedia:
-    """Wraps a Qwen processor; everything not defined here is the wrapped one's.
+    """Wraps a processor; everything not defined here is the wrapped one's.
 
     Parameters
     ----------
