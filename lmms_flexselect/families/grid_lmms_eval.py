@@ -16,7 +16,6 @@ from lmms_flexselect.families.grid_media import (
     repeated_placeholder,
 )
 from lmms_flexselect.families.grid_reader import GridReader
-from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.models.arguments import check_fps
 from lmms_flexselect.models.plugin import FlexSelectPlugin
 from lmms_flexselect.models.requests import Paths, check_text
@@ -29,7 +28,6 @@ from lmms_flexselect.video_key import VideoKey
 class GridSelectingModel(BatchSelectingModel):
     """Reads what a Qwen processor makes."""
 
-    _options: Options
     _inputs = frozenset(
         {
             "input_ids",
@@ -48,8 +46,8 @@ class GridSelectingModel(BatchSelectingModel):
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         """No video in it, or the library's baseline asked for."""
-        baseline = self._options.selector == "none" and self._options.rope == "library"
-        keeps_timing = self._options.seconds_per_unit is None
+        baseline = self._options.selector == "none" and getattr(self._options, "rope", None) == "library"
+        keeps_timing = getattr(self._options, "seconds_per_unit", None) is None
         return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
 
     def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,6 +61,7 @@ class GridPlugin(FlexSelectPlugin):
     """See `FlexSelectPlugin`."""
 
     _placeholders = PLACEHOLDERS
+    _overrides = frozenset({"processor"})
     fps: float | None
     max_num_frames: int
     max_pixels: int
