@@ -70,6 +70,8 @@ class FlexSelectOptions:
         How much of each process's GPUs' and host's memory, in GiB, may hold what the questions about one video have in
         common (its visual tokens, and what scoring makes of them); 0 and 0 computes everything anew for every
         question. Answers are the same. At the paper's settings a video of a 7B or 8B model takes 5 to 8 GiB.
+    process_timeout
+        Hours that one process of several waits for another, which then takes the run to hang and ends it.
     """
 
     CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -101,6 +103,7 @@ class FlexSelectOptions:
     prefetch_videos: int = 2
     store_gpu_gib: float = 4.0
     store_cpu_gib: float = 8.0
+    process_timeout: float = 12.0
 
     def __post_init__(self) -> None:
         for name, allowed in self.CHOICES.items():
@@ -132,6 +135,9 @@ class FlexSelectOptions:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
             raise OptionError(f"video_timeout={timeout}: must be a number of seconds greater than 0")
         self.video_timeout = float(timeout)
+        hours = self.process_timeout
+        if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not 0 < hours <= 24 * 365:
+            raise OptionError(f"process_timeout={hours}: must be a number of hours, at most {24 * 365}")
         if self.dump_selection is not None:
             if isinstance(self.dump_selection, bool) or not str(self.dump_selection):
                 raise OptionError(f"dump_selection={self.dump_selection}: give a folder")

@@ -31,6 +31,7 @@ DEFAULTS = {
     "prefetch_videos": 2,
     "store_gpu_gib": 4.0,
     "store_cpu_gib": 8.0,
+    "process_timeout": 12.0,
 }
 ALLOWED = {
     "reduction": ["max", "mean"],

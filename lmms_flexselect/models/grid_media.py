@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from loguru import logger
 from qwen_vl_utils import extract_vision_info, fetch_image, fetch_video
 from transformers import BatchFeature
 
 from lmms_flexselect.errors import VideoError, first_line
 from lmms_flexselect.families.grid_frames import FrameSampling, SampledVideo, read_video_bytes
-from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.reading import Frames, ReadingProcessor, RenderedPrompt, read_for, rendered
 from lmms_flexselect.models.records import PreparedRow, text_of
 from lmms_flexselect.models.requests import check_text
 from lmms_flexselect.video.key import VideoKey, video_key
@@ -144,8 +142,8 @@ def inputs_without_pixels(
     return inputs
 
 
-class GridMedia:
-    """Wraps a processor; everything not defined here is the wrapped one's.
+class GridMedia(ReadingProcessor[SeenVideo]):
+    """A `ReadingProcessor` around a processor that cuts frames into a grid of patches.
 
     Parameters
     ----------
@@ -154,14 +152,13 @@ class GridMedia:
     sampling
         Which frames of a video are read.
     strict
-        Whether an unreadable video raises `VideoError`; otherwise its row is marked and goes on without media.
+        See `ReadingProcessor`.
     pass_metadata
         Whether the processor learns the frame rate. Upstream's simple class leaves it out.
     frames
         Reads what has an `element_key`, perhaps ahead; None reads each in its turn.
     has_video
-        Whether the family keeps a video's visual tokens. Where it does so for all videos of a batch that were seen
-        before, their pixels are left out.
+        See `ReadingProcessor`; pixels are omitted where it holds for all videos of a batch.
     added
         What is said beside a task's own messages.
     spell
@@ -182,27 +179,13 @@ class GridMedia:
         spell: Spell = repeated_placeholder,
         backend: Backend = PYAV,
     ) -> None:
-        self._processor = processor
+        super().__init__(processor, strict, frames or Frames(read_key, 0), has_video)
         self._sampling = sampling
-        self._strict = strict
         self._pass_metadata = pass_metadata
-        self._frames = frames or Frames(read_key, 0)
-        self._has_video = has_video
         self._added = added
         self._spell = spell
         self._backend = backend
         self._patch = int(processor.video_processor.patch_size)
-        self._seen: dict[VideoKey, SeenVideo] = {}
-        self._rows: list[PreparedRow] = []
-        self._images: list[Any] = []
-        self._videos: list[SampledVideo | SeenVideo] = []
-        self._omit_pixels = False
-        self._keys: list[VideoKey | None] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet while being copied
-            raise AttributeError(name)
-        return getattr(self._processor, name)
 
     def apply_chat_template(self, conversations: list[Any], **kwargs: Any) -> Any:
         """Read the media of one conversation or a batch of them, render, and empty the messages of their media."""
@@ -212,38 +195,38 @@ class GridMedia:
                 check_text(text_of(message), PLACEHOLDERS, f"the message {text_of(message)!r}")
             self._added.add(conversation)
         elements = [element for conversation in batch for element in extract_vision_info(conversation)]
-        self._omit_pixels = all(self._knows_element(element) for element in elements)
-        for conversation in batch:
-            self._rows.append(self._read(conversation))
-        rendered = self._processor.apply_chat_template(conversations, **kwargs)
+        all_known = all(self._knows_element(element) for element in elements)
+        made = [self._read(conversation, all_known) for conversation in batch]
+        texts = self._processor.apply_chat_template(conversations, **kwargs)
         for conversation in batch:
             _remove_media(conversation)
-        return rendered
+        if batch is not conversations:
+            return RenderedPrompt.of(texts, *made[0])
+        return [RenderedPrompt.of(text, *of_one) for text, of_one in zip(texts, made, strict=True)]
 
-    def __call__(self, **kwargs: Any) -> Any:
-        """Upstream's processor call, with the media read above, and `rows`: what was read for each prompt."""
-        rows, images, videos, keys = self._rows, self._images, self._videos, self._keys
-        self._rows, self._images, self._videos, self._keys = [], [], [], []
-        kwargs["images"] = images or None
+    def __call__(self, text: str | list[str], **kwargs: Any) -> Any:
+        """Upstream's processor call, with the media that were read for the texts, and `rows`, a `PreparedRow` each."""
+        prompts = [rendered(one) for one in ([text] if isinstance(text, str) else text)]
+        media = [prompt.take() for prompt in prompts]
+        images = [image for of_one in media for image in of_one.images]
+        videos = [video for of_one in media for video in of_one.videos]
+        keys = [key for of_one in media for key in of_one.keys]
+        texts = [str(prompt) for prompt in prompts]
+        kwargs |= {"text": texts[0] if isinstance(text, str) else texts, "images": images or None}
         seen = [video for video in videos if isinstance(video, SeenVideo)]
         if seen:
             of_text = {name: value for name, value in kwargs.items() if name in _OF_TEXT}
-            inputs = inputs_without_pixels(self._processor, seen, self._spell, **of_text)
+            inputs = inputs_without_pixels(self._processor, seen, self._spell, **{**of_text, "text": texts})
         else:
             kwargs["videos"] = [video.frames.float() for video in videos if isinstance(video, SampledVideo)] or None
             if videos and self._pass_metadata:
                 kwargs["video_metadata"] = [video.metadata for video in videos]
             inputs = self._processor(**kwargs)
-            self._seen = {key: video for key, video in self._seen.items() if self._has_video(key)}
-            self._seen |= seen_in(inputs, keys, [video.metadata for video in videos])
+            self.remember(seen_in(inputs, keys, [video.metadata for video in videos]))
         if videos:
             inputs["video_keys"] = keys
-        inputs["rows"] = rows
+        inputs["rows"] = [prompt.row for prompt in prompts]
         return inputs
-
-    def knows(self, key: VideoKey | None) -> bool:
-        """Whether questions about a video need its frames no more."""
-        return key is not None and key in self._seen and self._has_video(key)
 
     def _key(self, element: dict[str, Any]) -> VideoKey | None:
         return element_key(element, self._sampling, self._patch, self._backend)
@@ -252,41 +235,45 @@ class GridMedia:
         video = element.get("video")
         return isinstance(video, (str, os.PathLike)) and self.knows(self._key(element))
 
-    def _read(self, conversation: list[dict[str, Any]]) -> PreparedRow:
-        row, images, keys = PreparedRow(text_of(conversation[-1])), [], []
-        videos: list[SampledVideo | SeenVideo] = []
-        start = time.perf_counter()
-        try:
+    def _read(self, conversation: list[dict[str, Any]], all_known: bool) -> tuple[PreparedRow, _Media]:
+        """What goes into the records of one conversation, and its media; without these if they cannot be read."""
+        row = PreparedRow(text_of(conversation[-1]))
+
+        def read() -> _Media:
+            media = _Media()
             for element in extract_vision_info(conversation):
                 if "video" not in element:
-                    images.append(_image(element, self._patch))
+                    media.images.append(_image(element, self._patch))
                     continue
-                video, key = self._read_video(element)
-                videos.append(video)
-                keys.append(key)
+                video, key = self._read_video(element, all_known)
+                media.videos.append(video)
+                media.keys.append(key)
                 row.videos.append({"path": str(element["video"]), **video.metadata})
-        except VideoError as error:
-            if self._strict:
-                self._rows, self._images, self._videos, self._keys = [], [], [], []
-                raise
-            logger.warning(f"answered empty: {error}")
-            row.error, row.videos, images, videos, keys = str(error), [], [], [], []
-            _remove_media(conversation)
-        self._images += images
-        self._videos += videos
-        self._keys += keys
-        row.seconds = time.perf_counter() - start
-        return row
+            return media
 
-    def _read_video(self, element: dict[str, Any]) -> tuple[SampledVideo | SeenVideo, VideoKey | None]:
+        media = read_for(row, self._strict, read, _Media())
+        if row.error is not None:
+            _remove_media(conversation)
+        return row, media
+
+    def _read_video(self, element: dict[str, Any], known: bool) -> tuple[SampledVideo | SeenVideo, VideoKey | None]:
         if isinstance(element["video"], (str, os.PathLike)):
             key = self._key(element)
             if key is None:
                 return read_video_bytes(element, self._sampling, self._patch, self._backend), None
-            return self._seen[key] if self._omit_pixels else self._frames.get(key), key
+            return self._seen[key] if known else self._frames.get(key), key
         # A list of images: nothing to sample.
         frames, metadata = fetch_video(element, image_patch_size=self._patch, return_video_metadata=True)
         return SampledVideo(frames, {**metadata, "video_backend": "images"}), None
+
+
+@dataclass
+class _Media:
+    """What one prompt shows, images and videos each in their order."""
+
+    images: list[Any] = field(default_factory=list)
+    videos: list[SampledVideo | SeenVideo] = field(default_factory=list)
+    keys: list[VideoKey | None] = field(default_factory=list)
 
 
 def _image(element: dict[str, Any], patch: int) -> Any:

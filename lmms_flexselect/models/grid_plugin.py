@@ -46,8 +46,8 @@ class GridSelectingModel(BatchSelectingModel):
 
     def _passes_through(self, inputs: Mapping[str, Any]) -> bool:
         """No video in it, or the library's baseline asked for."""
-        baseline = self._options.selector == "none" and self._options.to_dict()["rope"] == "library"
-        keeps_timing = self._options.to_dict().get("seconds_per_unit") is None
+        baseline = self._options.selector == "none" and getattr(self._options, "rope", None) == "library"
+        keeps_timing = getattr(self._options, "seconds_per_unit", None) is None
         return inputs.get("video_grid_thw") is None or (baseline and keeps_timing)
 
     def _upstreams(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,6 +61,7 @@ class GridPlugin(FlexSelectPlugin):
     """See `FlexSelectPlugin`."""
 
     _placeholders = PLACEHOLDERS
+    _overrides = frozenset({"processor"})
     fps: float | None
     max_num_frames: int
     max_pixels: int

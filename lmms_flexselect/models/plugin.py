@@ -26,6 +26,7 @@ from lmms_flexselect.method.flexselect import FlexSelect
 from lmms_flexselect.method.registry import selector_class
 from lmms_flexselect.method.selectors import Selector
 from lmms_flexselect.models.arguments import check_common, check_defaults, check_machine, typed
+from lmms_flexselect.models.contract import check_class, check_lmms_eval
 from lmms_flexselect.models.reading import Frames
 from lmms_flexselect.models.running import RequestRunner, abort_run
 from lmms_flexselect.models.selecting_model import SelectingModel
@@ -50,6 +51,7 @@ class FlexSelectPlugin(RequestRunner):
     _upstream_module: ClassVar[ModuleType]
     _device_map_on_cpu: ClassVar[str] = "cpu"
     _revision: str | None = None
+    _overrides = frozenset({"accelerator", "_rank", "_world_size"})
     _family_name: ClassVar[str]
     """Of presets, options and needle checkpoint: upstream's name of the class that reads the family."""
     _without_effect: ClassVar[tuple[str, ...]] = ()
@@ -77,7 +79,7 @@ class FlexSelectPlugin(RequestRunner):
             family.round_budget,
         )
         self._frames: Frames[Any] = Frames(self._read_video, self.options.prefetch_videos, self._needs_frames)
-        self._processes = Processes()
+        self._processes = Processes(self.options.process_timeout)
         self._processes.leave_group_at_exit()
         self._joined = False
         self._selecting: SelectingModel | None = self._selecting_model(family, flexselect, self.options)
@@ -128,6 +130,8 @@ class FlexSelectPlugin(RequestRunner):
 
     def _resolve(self, given: dict[str, Any]) -> dict[str, Any]:
         """Split the model arguments into ours and upstream's, and check all that can be checked without weights."""
+        check_lmms_eval()
+        check_class(type(self))
         upstream_init = super().__init__
         signature = inspect.signature(upstream_init).parameters
         accepted = [name for name, p in signature.items() if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
-import torch.distributed as dist
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 
 DocumentKey = tuple[str, str, int]  # task, split, document number
@@ -168,12 +167,3 @@ def results_block(options: dict[str, Any], records: list[SampleRecord]) -> dict[
         "by_task": {task: summarize(r for r in records if r.task == task) for task in tasks},
         "unreadable": [{"task": t, "split": s, "doc_id": n, "error": why} for (t, s, n), why in failed.items()],
     }
-
-
-def gather(records: list[SampleRecord]) -> list[SampleRecord]:
-    """Records of all processes, on every one of them."""
-    everyone = [records]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        everyone = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, records)
-    return [r for part in everyone for r in part]

@@ -3,16 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from lmms_flexselect.errors import FlexSelectError, VideoError
+from lmms_flexselect.models.records import DocumentKey
 from lmms_flexselect.video.checking import Length, checked
 
 Paths = tuple[str, ...]
 
 
-def request_videos(kind: str, requests: list[Any], task_dict: dict[str, Any]) -> list[Paths]:
+@dataclass(frozen=True)
+class RequestParts:
+    """What lmms-eval hands to a model in one request.
+
+    Attributes
+    ----------
+    text
+        The question.
+    document
+        Task, split and document number.
+    settings
+        Generation settings; None of a likelihood.
+    target
+        The text whose likelihood is wanted, or what makes it of the document; None of other requests.
+    visuals
+        Makes what a simple model is shown of the document; None for a chat model.
+    messages
+        Makes a chat model's messages of the document; None for a simple model.
+    next_round
+        Makes what a simple model is asked in later rounds; None without any.
+    """
+
+    text: str
+    document: DocumentKey
+    settings: dict[str, Any] | None = None
+    target: Any = None
+    visuals: Callable[[Any], Any] | None = None
+    messages: Callable[[Any], Any] | None = None
+    next_round: Callable[..., Any] | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As lmms-eval has them."""
+        if self.messages is not None:
+            between: tuple[Any, ...] = (self.messages, self.settings)
+        elif self.settings is None:
+            between = (self.target, self.visuals)
+        else:
+            between = (self.settings, self.visuals, *([self.next_round] if self.next_round else []))
+        task, split, doc_id = self.document
+        return (self.text, *between, doc_id, task, split)
+
+
+def take_apart(request: Any) -> RequestParts:
+    """The parts of a request of lmms-eval's, by the types of its arguments.
+
+    Raises
+    ------
+    FlexSelectError
+        If the arguments are none that lmms-eval gives, or name another document than the request itself.
+    """
+    match request.args:
+        case (str(text), dict(settings), visuals, doc_id, str(task), str(split)) if callable(visuals):
+            parts = RequestParts(text, (task, split, doc_id), settings, visuals=visuals)
+        case (str(text), dict(settings), visuals, next_round, doc_id, str(task), str(split)) if callable(
+            visuals
+        ) and callable(next_round):
+            parts = RequestParts(text, (task, split, doc_id), settings, visuals=visuals, next_round=next_round)
+        case (str(text), messages, dict(settings), doc_id, str(task), str(split)) if callable(messages):
+            parts = RequestParts(text, (task, split, doc_id), settings, messages=messages)
+        case (str(text), target, visuals, doc_id, str(task), str(split)) if callable(visuals) and (
+            isinstance(target, str) or callable(target)
+        ):
+            parts = RequestParts(text, (task, split, doc_id), target=target, visuals=visuals)
+        case arguments:
+            kinds = ", ".join(type(argument).__name__ for argument in arguments)
+            raise FlexSelectError(f"a request of lmms-eval's has arguments ({kinds}), which this package cannot read")
+    task, _, doc_id = parts.document
+    own = getattr(request, "task_name", task), getattr(request, "doc_id", doc_id)  # lmms-eval's `Instance` says both
+    if own != (task, doc_id):
+        raise FlexSelectError(f"a request of task {own[0]}, document {own[1]}, asks about {task}, document {doc_id}")
+    return parts
+
+
+def request_videos(requests: list[Any], task_dict: dict[str, Any]) -> list[Paths]:
     """The paths of what each request looks at first, in order; none for one that looks at no video.
 
     Every document is looked at, since a task may have videos in some of them only. Those that hold images are decoded
@@ -20,21 +96,16 @@ def request_videos(kind: str, requests: list[Any], task_dict: dict[str, Any]) ->
 
     Parameters
     ----------
-    kind
-        Which of a model's methods answers them: ``"generate_until"``, ``"generate_until_multi_round"``,
-        ``"loglikelihood"``.
     requests
-        As that method gets them, of simple or of chat models.
+        Of simple or of chat models.
     task_dict
         Data sets by task and split.
     """
     videos: list[Paths] = []
     for request in requests:
-        *_, doc_id, task, split = request.args
-        # A simple model's visuals or a chat model's messages. In front of them a likelihood's target may be a function
-        # too, and behind them what is asked in later rounds.
-        makers = [argument for argument in request.args if callable(argument)]
-        shown = makers[-1 if kind == "loglikelihood" else 0](task_dict[task][split][doc_id]) if makers else None
+        parts = take_apart(request)
+        task, split, doc_id = parts.document
+        shown = (parts.messages or parts.visuals)(task_dict[task][split][doc_id])  # type: ignore[misc]
         videos.append(tuple(_paths(shown or [])))
     return videos
 
@@ -95,9 +166,10 @@ def check_text(text: str, placeholders: Sequence[str], where: str) -> None:
 def check_requests(requests: Sequence[Any], placeholders: Sequence[str]) -> None:
     """`check_text` for what requests ask, before the first is answered."""
     for request in requests:
-        *_, doc_id, task, _ = request.args
-        for text in request.args:
-            if isinstance(text, str) and text != task:
+        parts = take_apart(request)
+        task, _, doc_id = parts.document
+        for text in (parts.text, parts.target):
+            if isinstance(text, str):
                 check_text(text, placeholders, f"{task}, document {doc_id}: the question")
 
 
@@ -110,21 +182,21 @@ def in_batches(requests: Sequence[Any], videos: Sequence[Paths], batch_size: int
     keys = []
     first: dict[Any, int] = {}
     for request, paths in zip(requests, videos, strict=True):
-        kind = _together(request.args) if batch_size > 1 else None
+        kind = _together(take_apart(request)) if batch_size > 1 else None
         if kind not in kinds:
             kinds.append(kind)
         number = kinds.index(kind)
         keys.append((number, first.setdefault((number, paths), len(first))))
     batches = []
     for _, run in groupby(sorted(range(len(keys)), key=keys.__getitem__), lambda i: keys[i][0]):
-        alike = list(run)
-        batches += [alike[start : start + batch_size] for start in range(0, len(alike), batch_size)]
+        numbers = list(run)
+        batches += [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     return batches
 
 
-def _together(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _together(parts: RequestParts) -> tuple[Any, ...]:
     """What must agree within a batch: the generation settings; and the task, which a loop of upstream reads once."""
-    return [argument for argument in arguments if isinstance(argument, dict)], *arguments[-2:]
+    return parts.settings, *parts.document[:2]
 
 
 class OneBatch:

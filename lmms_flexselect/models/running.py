@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lmms_flexselect.errors import FlexSelectError, first_line
 from lmms_flexselect.models.reading import Frames
-from lmms_flexselect.models.records import Answer, answer_of, gather, results_block
+from lmms_flexselect.models.records import Answer, answer_of, results_block
 from lmms_flexselect.models.requests import (
     NoProgress,
     OneBatch,
@@ -28,6 +28,7 @@ from lmms_flexselect.models.requests import (
     check_videos,
     in_batches,
     request_videos,
+    take_apart,
 )
 from lmms_flexselect.models.scheduling import is_padding, redistribute
 from lmms_flexselect.models.selecting_model import SelectingModel
@@ -57,12 +58,25 @@ class RequestRunner(lmms):
     """The kind of requests of which upstream's loop hands the model several at once, if the batch size says so."""
     _placeholders: ClassVar[tuple[str, ...]] = ()
     """What the model reads as the place of an image or a video; no question may have it in it."""
+    _upstream_replacements: ClassVar[Mapping[str, Any]] = {}
+    """What upstream's loops see in their module under these names while they run, besides what orders requests."""
+    _overrides: ClassVar[frozenset[str]] = frozenset(
+        {
+            "generate_until",
+            "generate_until_multi_round",
+            "generate_visual_cot",
+            "loglikelihood",
+            "clean",
+            "model",
+        }
+    )
+    """Names of upstream's that a class defines or sets anew, and means to: see `lmms_flexselect.models.contract`."""
     family: Any
     _selecting: SelectingModel | None
     _frames: Frames[Any]
     _processes: Processes
     _joined: bool
-    _finished: list[tuple[Any, Answer]]
+    _answered: list[tuple[Any, Answer]]
 
     # What a family's class says of itself -------------------------------------------------------------------------
 
@@ -94,10 +108,6 @@ class RequestRunner(lmms):
         """How many frames are read of a video of so many, at so many a second."""
         raise NotImplementedError
 
-    def _upstream_replacements(self) -> dict[str, Any]:
-        """What upstream's loop is shown in its module while it runs, besides what orders its requests."""
-        return {}
-
     # Running ------------------------------------------------------------------------------------------------------
 
     @property
@@ -121,7 +131,7 @@ class RequestRunner(lmms):
         """The same: the mean negative log-likelihood of each target, and whether it is the likeliest text."""
         return self._run("loglikelihood", requests)
 
-    def keep(self, finished: list[tuple[Any, Answer]]) -> None:
+    def keep(self, answered: list[tuple[Any, Answer]]) -> None:
         """Keep the answers of a run that is ending before its end; while lmms-eval's response cache asks, that does."""
 
     def after_response_cache(self, kind: str, requests: list[Any]) -> None:
@@ -133,11 +143,11 @@ class RequestRunner(lmms):
     def _run(self, kind: str, requests: list[Any]) -> list[Answer]:
         """Answers by one of upstream's loops, after a look at all videos; an error or a signal ends the run."""
         error: BaseException | None
-        self._finished = []
+        self._answered = []
         try:
             with ended_by_signals():
                 check_requests(requests, self._placeholders)
-                videos = request_videos(kind, requests, self.task_dict)
+                videos = request_videos(requests, self.task_dict)
                 regroups = self._regroups(requests)
                 if self.options.strict or regroups:
                     self._lengths = check_videos(videos, self._check_video, self.options.strict)
@@ -151,11 +161,11 @@ class RequestRunner(lmms):
         assert error is not None
         if isinstance(error, NotImplementedError) and traceback.extract_tb(error.__traceback__)[-1].name == kind:
             error = FlexSelectError(f"{self.upstream_name}: lmms-eval's class does not answer {kind} requests")
-        if self._finished:
+        if self._answered:
             try:
-                self.keep(self._finished)
+                self.keep(self._answered)
             except Exception as lost:
-                logger.warning(f"the {len(self._finished)} answers so far were not kept ({first_line(lost)})")
+                logger.warning(f"the {len(self._answered)} answers so far were not kept ({first_line(lost)})")
         abort_run(error)
 
     def _regroups(self, requests: list[Any]) -> bool:
@@ -166,7 +176,8 @@ class RequestRunner(lmms):
         """
         in_step = str(getattr(getattr(self, "accelerator", None), "distributed_type", "")).endswith(_MODEL_OVER_ALL)
         tasks = our_tasks()
-        agentic = any(getattr(tasks.get(r.args[-2]), "OUTPUT_TYPE", None) == "generate_until_agentic" for r in requests)
+        names = {take_apart(request).document[0] for request in requests}
+        agentic = any(getattr(tasks.get(name), "OUTPUT_TYPE", None) == "generate_until_agentic" for name in names)
         return len(self._processes) > 1 and bool(tasks) and not agentic and not in_step
 
     def _regrouped(self, kind: str, requests: list[Any], videos: list[Paths]) -> list[Any]:
@@ -194,12 +205,13 @@ class RequestRunner(lmms):
             return []
         loop = getattr(super(), kind)
         module = sys.modules[loop.__module__]
-        stand_ins = {
+        ours: dict[str, Any] = {
             "utils": SimpleNamespace(**{**vars(utils), "Collator": OneBatch}),
             "tqdm": NoProgress,
             "log_metrics": lambda **measured: None,  # of one batch; `clean` reports the run's
-            **self._upstream_replacements(),
         }
+        ours |= self._upstream_replacements
+        replacements = {name: value for name, value in ours.items() if hasattr(module, name)}
         batches = in_batches(requests, videos, int(self.batch_size) if kind == self._answers_in_batches else 1)
         keys = {paths: [key for key in self._video_keys(paths) if key is not None] for paths in set(videos)}
         self._frames.plan(key for batch in batches for i in batch for key in keys[videos[i]])
@@ -208,13 +220,13 @@ class RequestRunner(lmms):
         self._selecting.begin_run()
         try:
             with (
-                replaced(module, **{name: value for name, value in stand_ins.items() if hasattr(module, name)}),
+                replaced(module, **replacements),
                 tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar,
             ):
                 for batch in batches:
                     given = self._batch_answers(kind, loop, [requests[i] for i in batch], [videos[i] for i in batch])
                     answers.update(zip(batch, given, strict=True))
-                    self._finished += [(requests[i], answers[i]) for i in batch if answers[i].error is None]
+                    self._answered += [(requests[i], answers[i]) for i in batch if answers[i].error is None]
                     bar.update(len(batch))
         finally:
             self._frames.close()
@@ -224,7 +236,7 @@ class RequestRunner(lmms):
         assert self._selecting is not None
         # Later rounds show what the task says then.
         shown = videos if kind != "generate_until_multi_round" else [None] * len(batch)
-        documents = [(task, split, doc_id) for doc_id, task, split in (request.args[-3:] for request in batch)]
+        documents = [take_apart(request).document for request in batch]
         self._selecting.begin(list(zip(documents, shown, strict=True)))
         records = self._selecting.records
         before = len(records)
@@ -240,7 +252,11 @@ class RequestRunner(lmms):
 
     def clean(self) -> None:
         """lmms-eval's end of inference: on every process, once. Hands in the measurements, then frees the model."""
-        records = gather(self._selecting.records if self._selecting else [])
+        try:
+            everyone = self._processes.gather(self._selecting.records if self._selecting else [])
+        except FlexSelectError as error:
+            abort_run(error)
+        records = [record for of_process in everyone for record in of_process]
         block = results_block(self.resolved, records)
         self.flexselect_results = block
         if (arguments := command_line()) is not None:

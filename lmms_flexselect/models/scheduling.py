@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from lmms_flexselect.models.requests import Paths
+from lmms_flexselect.models.requests import Paths, take_apart
 from lmms_flexselect.runtime.processes import Processes
 
 
@@ -191,7 +191,8 @@ def without_padding(requests: Sequence[Any]) -> tuple[list[int], list[int]]:
 
 def _name(request: Any) -> tuple[Any, ...]:
     """What a request has in common with its copies alone: document, task, split, number among the document's, text."""
-    return (*request.args[-3:], request.idx, request.args[0])
+    parts = take_apart(request)
+    return (*parts.document, request.idx, parts.text)
 
 
 def is_padding(request: Any) -> bool:

@@ -14,6 +14,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakSet
@@ -22,9 +23,11 @@ import torch
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.caching.response_cache import ResponseCache
 
+from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.families.spec import families
 from lmms_flexselect.loading import load_whole
 from lmms_flexselect.models.records import Answer, answer_of
+from lmms_flexselect.models.requests import take_apart
 
 # Tasks built for the model constructed last.
 _our_tasks: WeakSet[ConfigurableTask] = WeakSet()
@@ -106,9 +109,9 @@ def mend_response_cache() -> None:
                 for request, given in zip(requests, kept, strict=True)
             ]
 
-        def keep(finished: list[tuple[Any, Answer]]) -> None:
-            given = _by_request(finished)
-            through(lambda uncached: [given[id(r)].popleft() for r in uncached], [request for request, _ in finished])
+        def keep(answered: list[tuple[Any, Answer]]) -> None:
+            given = _by_request(answered)
+            through(lambda uncached: [given[id(r)].popleft() for r in uncached], [request for request, _ in answered])
             cache._checkpoint_to_run_dir()
             cache.close()
             cache._merge_run_to_root()
@@ -168,7 +171,15 @@ class EscapeUpstream(BaseException):
 
 @contextmanager
 def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
-    """Let `module` see other objects under `names` for the duration; undone whatever happens."""
+    """Let `module` see other objects under `names` for the duration; undone whatever happens.
+
+    Raises
+    ------
+    FlexSelectError
+        If the module has no such name, so that nothing would be replaced.
+    """
+    if missing := [name for name in names if not hasattr(module, name)]:
+        raise FlexSelectError(f"{module.__name__} has no {missing[0]}, which this package replaces: another release?")
     saved = {name: getattr(module, name) for name in names}
     try:
         for name, value in names.items():
@@ -187,7 +198,8 @@ def copies(requests: Sequence[Any]) -> list[Any]:
     """
     copied = [copy.copy(request) for request in requests]
     for request in copied:
-        request.arguments = tuple(copy.deepcopy(a) if isinstance(a, dict) else a for a in request.args)
+        parts = take_apart(request)
+        request.arguments = replace(parts, settings=copy.deepcopy(parts.settings)).arguments
     return copied
 
 
@@ -206,10 +218,13 @@ def with_visuals(requests: Sequence[Any], change: Callable[[list[Any], str], lis
 
     copied = [copy.copy(request) for request in requests]
     for request in copied:
-        # All kinds agree in this: (question, …, doc_to_visual[, doc_to_text of later rounds], number, task, split).
-        question, second, doc_to_visual, *rounds = request.args[:-3]
-        visuals = changed(doc_to_visual, question)
-        request.arguments = (question, second, visuals, *map(changed_rounds, rounds), *request.args[-3:])
+        parts = take_apart(request)
+        assert parts.visuals is not None
+        request.arguments = replace(
+            parts,
+            visuals=changed(parts.visuals, parts.text),
+            next_round=parts.next_round and changed_rounds(parts.next_round),
+        ).arguments
     return copied
 
 

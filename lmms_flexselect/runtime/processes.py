@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,13 +15,22 @@ from typing import Any
 
 import torch.distributed as dist
 
-_AS_LONG_AS_IT_TAKES = timedelta(weeks=52)
+from lmms_flexselect.errors import FlexSelectError
 
 
 class Processes:
-    """All processes of a run, for telling each other things however long one of them takes."""
+    """All processes of a run, for telling each other things.
+
+    Parameters
+    ----------
+    timeout
+        How long one of them is waited for, in hours.
+    """
 
     _group: Any = None
+
+    def __init__(self, timeout: float = 12.0) -> None:
+        self._timeout = timeout
 
     def __len__(self) -> int:
         return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -30,13 +40,30 @@ class Processes:
         """This process's."""
         return dist.get_rank()
 
-    def gather(self, said: Any) -> list[Any]:
-        """What all say, by rank; every process must be here."""
-        if self._group is None:
-            # The run's own collectives give up after ten minutes on GPUs.
-            self._group = dist.new_group(backend="gloo", timeout=_AS_LONG_AS_IT_TAKES)
+    def gather(self, own: Any) -> list[Any]:
+        """Everybody's object, by rank; every process must call this.
+
+        Raises
+        ------
+        FlexSelectError
+            If a process does not within the time-out.
+        """
+        if len(self) == 1:
+            return [own]
+        start = time.monotonic()
         everyone: list[Any] = [None] * len(self)
-        dist.all_gather_object(everyone, said, group=self._group)
+        try:
+            if self._group is None:
+                # The run's own collectives give up after ten minutes on GPUs.
+                self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=self._timeout))
+            dist.all_gather_object(everyone, own, group=self._group)
+        except RuntimeError as error:
+            if time.monotonic() - start < 3600 * self._timeout:
+                raise  # no time-out: the connection was lost
+            raise FlexSelectError(
+                f"process_timeout={self._timeout:g}: process {self.rank} waited so many hours for another one; "
+                "if that one hangs, see its log; if videos take longer, give more"
+            ) from error
         return everyone
 
     def leave_group_at_exit(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lmms_flexselect.errors import VideoError
+from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.families.grid_frames import FrameSampling, read_video
 from lmms_flexselect.models.grid_media import GridMedia
 from lmms_flexselect.needle.videos import NeedleVideo, write_video
@@ -83,9 +83,10 @@ def test_rendering_reads_and_then_empties_the_messages(files):
 def test_one_conversation_is_rendered_as_one(files):
     processor = wrapped()
     conversation = ask(video(files["0"]))
-    assert processor.apply_chat_template(conversation) == "<video>What?"
+    text = processor.apply_chat_template(conversation)
+    assert text == "<video>What?"
     assert media_of(conversation) == []
-    assert len(processor(text="")["rows"]) == 1
+    assert len(processor(text=text)["rows"]) == 1
 
 
 def test_the_call_puts_in_what_was_read(files):
@@ -104,10 +105,13 @@ def test_the_call_puts_in_what_was_read(files):
 
 def test_media_are_handed_over_once(files):
     processor = wrapped()
-    processor.apply_chat_template([ask(video(files["0"]), image())])
-    processor(text=[""])
-    processor.apply_chat_template([ask()])
-    called = processor(text=["What?"])
+    first = processor.apply_chat_template([ask(video(files["0"]), image())])
+    processor(text=first)
+    with pytest.raises(FlexSelectError, match="uses a rendered prompt twice"):
+        processor(text=first)
+    with pytest.raises(FlexSelectError, match="changes a rendered prompt"):
+        processor(text=[text.strip() for text in processor.apply_chat_template([ask()])])
+    called = processor(text=processor.apply_chat_template([ask()]))
     assert called["images"] is None
     assert called["videos"] is None
     assert "video_metadata" not in called
@@ -116,16 +120,15 @@ def test_media_are_handed_over_once(files):
 @pytest.mark.parametrize("pass_metadata", [True, False])
 def test_metadata_go_on_only_where_upstream_passes_them(files, pass_metadata):
     processor = wrapped(pass_metadata=pass_metadata)
-    processor.apply_chat_template([ask(video(files["0"]))])
-    called = processor(text=["x"])
+    called = processor(text=processor.apply_chat_template([ask(video(files["0"]))]))
     assert len(called["videos"]) == 1
     assert ("video_metadata" in called) is pass_metadata
 
 
 def test_rows_tell_what_was_read(files):
     processor = wrapped()
-    processor.apply_chat_template([ask(video(files["0"]), video(files["1"]), question="Which?"), ask()])
-    first, second = processor(text=["", ""])["rows"]
+    text = processor.apply_chat_template([ask(video(files["0"]), video(files["1"]), question="Which?"), ask()])
+    first, second = processor(text=text)["rows"]
     assert [v["path"] for v in first.videos] == [files["0"], files["1"]]
     assert first.videos[0]["frames_indices"] == [0, 4, 7, 11]
     assert first.videos[0]["fps"] == 2.0
@@ -142,8 +145,9 @@ def test_strict_stops_at_an_unreadable_video(files):
 def test_otherwise_its_row_goes_on_without_media(files):
     processor = wrapped(strict=False)
     batch = [ask(video(files["0"])), ask(image(), video(files["1"]), video(files["broken"])), ask(video(files["1"]))]
-    assert processor.apply_chat_template(batch) == ["<video>What?", "What?", "<video>What?"]
-    called = processor(text=["", "", ""])
+    text = processor.apply_chat_template(batch)
+    assert text == ["<video>What?", "What?", "<video>What?"]
+    called = processor(text=text)
     rows = called["rows"]
     assert [row.error is None for row in rows] == [True, False, True]
     assert rows[1].error.startswith(f"{files['broken']}: ")
@@ -157,8 +161,7 @@ def test_a_list_of_images_is_a_video():
     """Tasks may hand over frames instead of a file."""
     processor = wrapped()
     frames = [Image.new("RGB", (56, 56), (shade, 0, 0)) for shade in (0, 50, 100)]
-    processor.apply_chat_template([ask({"type": "video", "video": frames, **PIXELS})])
-    called = processor(text=["x"])
+    called = processor(text=processor.apply_chat_template([ask({"type": "video", "video": frames, **PIXELS})]))
     # An odd number is filled up with the last one.
     assert called["videos"][0][:, 0, 0, 0].tolist() == [0, 50, 100, 100]
     assert called["video_metadata"][0]["video_backend"] == "images"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from lmms_eval.api.instance import Instance
 
-from lmms_flexselect.errors import VideoError
+from lmms_flexselect.errors import FlexSelectError, VideoError
 from lmms_flexselect.families.llava_video.visuals import check_frames
-from lmms_flexselect.models.requests import check_videos, request_videos
+from lmms_flexselect.models.requests import check_videos, request_videos, take_apart
 from lmms_flexselect.needle.videos import write_video
 from lmms_flexselect.video.reading import check_video
 from tests.support.changing_frames import changing_frames
@@ -61,24 +61,24 @@ def files(tmp_path):
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])
 def test_missing_and_empty_files_are_named_and_counted(files, simple):
     good, empty, missing = (files[name] for name in ("good", "empty", "missing"))
-    check(request_videos("generate_until", *requests_for([[good], [good]], simple)))
+    check(request_videos(*requests_for([[good], [good]], simple)))
     with pytest.raises(VideoError, match=r"empty\.mp4: the video file is empty$"):
-        check(request_videos("generate_until", *requests_for([[good], [empty], [empty]], simple)))
+        check(request_videos(*requests_for([[good], [empty], [empty]], simple)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file \(2 of 3 videos cannot be read\)$"):
-        check(request_videos("generate_until", *requests_for([[good], [missing, empty]], simple)))
+        check(request_videos(*requests_for([[good], [missing, empty]], simple)))
 
 
 @pytest.mark.parametrize("target", [" A", lambda document: pytest.fail("it was taken for the video")])
 def test_requests_for_likelihoods_are_looked_at_too(files, target):
     """There both what is expected and what is looked at may be given as functions of the document."""
     good, missing = files["good"], files["missing"]
-    check(request_videos("loglikelihood", *likelihood_requests_for([[good], [good]], target)))
+    check(request_videos(*likelihood_requests_for([[good], [good]], target)))
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
-        check(request_videos("loglikelihood", *likelihood_requests_for([[good], [missing]], target)))
+        check(request_videos(*likelihood_requests_for([[good], [missing]], target)))
 
 
 def look(documents, of_one):
-    check(request_videos("generate_until", *requests_for(documents, True)), of_one)
+    check(request_videos(*requests_for(documents, True)), of_one)
 
 
 def test_a_folder_may_be_a_video_of_a_family_that_reads_frames(tmp_path, files):
@@ -112,7 +112,7 @@ def test_every_document_is_looked_at(files):
     image = object()
     documents = [[image], [files["good"]], [], [image, files["good"]], None, [image]]
     given = requests_for(documents, True)
-    assert request_videos("generate_until", *given) == [(), (files["good"],), (), (files["good"],), (), ()]
+    assert request_videos(*given) == [(), (files["good"],), (), (files["good"],), (), ()]
     with pytest.raises(VideoError, match=r"missing\.mp4: no such video file$"):
         look([[image], [files["missing"]]], check_video)
 
@@ -128,7 +128,7 @@ def test_of_several_rounds_the_first_is_looked_at(files):
 
     arguments: tuple[Any, ...] = ("text", {}, lambda paths: paths, next_round, 0, "task", "test")
     given = [SimpleNamespace(args=arguments)], {"task": {"test": [[files["good"]]]}}
-    assert request_videos("generate_until_multi_round", *given) == [(files["good"],)]
+    assert request_videos(*given) == [(files["good"],)]
 
 
 @pytest.mark.parametrize("simple", [False, True], ids=["chat", "simple"])
@@ -148,6 +148,52 @@ def test_nothing_is_computed_by_llava_before_the_check(monkeypatch, llava_checkp
     model.task_dict["asked"] = {"test": [[str(stock_videos["mlvu_dev"][0])], [files["missing"]]]}
     second = {} if kind == "generate_until" else "A"
     arguments: list[Any] = [("What?", second, lambda paths: paths, number, "asked", "test") for number in (0, 1)]
-    metadata = {"task": "asked", "doc_id": 0, "repeats": 1}
+    given = [Instance(kind, a, 0, {"task": "asked", "doc_id": n, "repeats": 1}) for n, a in enumerate(arguments)]
     with pytest.raises(VideoError, match="missing"):
-        getattr(model, kind)([Instance(kind, of_one, 0, metadata) for of_one in arguments])
+        getattr(model, kind)(given)
+
+
+def request(*arguments, **said):
+    return SimpleNamespace(args=arguments, **said)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("text", {}, len, 3, "task", "test"),
+        ("text", {}, len, max, 3, "task", "test"),
+        ("text", len, {}, 3, "task", "test"),
+        ("text", " A", len, 3, "task", "test"),
+        ("text", max, len, 3, "task", "test"),
+    ],
+    ids=["simple", "rounds", "chat", "likelihood", "likelihood of the document's text"],
+)
+def test_the_parts_of_a_request(arguments):
+    parts = take_apart(request(*arguments, task_name="task", doc_id=3))
+    assert (parts.text, parts.document) == ("text", ("task", "test", 3))
+    assert parts.settings == next((a for a in arguments if isinstance(a, dict)), None)
+    assert (parts.messages or parts.visuals) is len
+    assert (parts.target or parts.next_round or max) in (max, " A")
+    assert parts.arguments == arguments
+    for said in ({"task_name": "other"}, {"doc_id": 4}):
+        with pytest.raises(FlexSelectError, match=r"^a request of task \w+, document \d, asks about task, document 3$"):
+            take_apart(request(*arguments, **said))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("", " A"),
+        (3, {}, len, 3, "task", "test"),
+        ("text", {}, len, 3, "task"),
+        ("text", {}, len, 3, "task", "test", "more"),
+        ("text", {}, {}, 3, "task", "test"),
+        ("text", len, " A", 3, "task", "test"),
+        ("text", {}, len, "task", "test", 3),
+    ],
+)
+def test_arguments_that_lmms_eval_does_not_give(arguments):
+    with pytest.raises(
+        FlexSelectError, match=r"^a request of lmms-eval's has arguments \(.*\), which this package cannot"
+    ):
+        take_apart(request(*arguments))

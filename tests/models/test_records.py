@@ -6,7 +6,7 @@ import pytest
 import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts, unwrap_generation_output
 
-from lmms_flexselect.models.records import SampleRecord, answer_of, gather, results_block, summarize
+from lmms_flexselect.models.records import SampleRecord, answer_of, results_block, summarize
 from lmms_flexselect.options import FlexSelectOptions
 
 
@@ -78,16 +78,9 @@ def test_lmms_eval_takes_none_of_it_for_a_secret():
     assert _redact_eval_config_secrets({"hf_token": "x"}) != {"hf_token": "x"}
 
 
-def test_gathering_in_one_process():
-    records = [record(0), record(1), record(0, task="mlvu")]
-    assert gather(records) == records
-    assert gather([]) == []
-
-
 def test_a_document_may_have_several_records():
     """Repeats, rounds, the continuations of a multiple choice: each is a prompt that was answered."""
     records = [record(0), record(0, input_tokens=40), record(1)]
-    assert gather(records) == records
     block = results_block({}, [*records, record(1, error="/a.mp4: is empty"), record(1, error="/a.mp4: is empty")])
     assert (block["overall"]["samples"], block["overall"]["unreadable_videos"]) == (5, 2)
     assert block["overall"]["input_tokens"] == pytest.approx((30 + 40 + 30) / 3)

@@ -28,7 +28,8 @@ processes = Processes()
 if sys.argv[1] == "leaving":
     processes.leave_group_at_exit()
     Processes().leave_group_at_exit()
-assert processes.gather({"said": 1}) == [{"said": 1}]
+processes._group = dist.new_group(backend="gloo")
+dist.all_gather_object([None], {"said": 1}, group=processes._group)
 print("in", dist.is_initialized(), threads() > 0)
 """
 
@@ -58,6 +59,44 @@ def test_torch_leaves_them_by_itself(tmp_path):
     assert status in (0, -signal.SIGABRT)  # once in a while
     assert left[:2] == ["left", "True"]
     assert int(left[2]) > 0
+
+
+_WAITING = """
+import sys, time
+import torch.distributed as dist
+from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.runtime.processes import Processes
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+processes = Processes(timeout=float(sys.argv[3]) / 3600)
+print(processes.gather(rank), flush=True)
+try:
+    if rank == 1:
+        time.sleep(600)
+    processes.gather(rank)
+except FlexSelectError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_process_that_hangs_is_not_waited_for_longer_than_the_time_out(tmp_path):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WAITING, str(rank), str(tmp_path / "store"), "20"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said, _ = started[0].communicate(timeout=120)
+    finally:
+        for process in started:
+            process.kill()
+    first, last = said.splitlines()
+    assert first == "[0, 1]"
+    assert last.startswith("process_timeout=0.0025: process 0 waited so many hours for another one")
 
 
 # A lock that is never let go of, in native code that signals do not wake.

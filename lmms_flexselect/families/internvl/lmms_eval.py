@@ -49,7 +49,7 @@ class InternVLSelectingModel(BatchSelectingModel):
 class InternVLHfFlexSelect(FlexSelectPlugin, InternVLHf):
     """Chat class, for checkpoints in transformers' layout and in InternVL2.5's own."""
 
-    is_simple = False
+    _overrides = frozenset({"processor", "eot_token_id"})
     options: Options
     upstream_name = "internvl_hf"
     _family_name = "internvl_hf"

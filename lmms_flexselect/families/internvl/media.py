@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from loguru import logger
 from torch import Tensor
 from transformers import BatchFeature
 
-from lmms_flexselect.errors import VideoError
 from lmms_flexselect.families.internvl.config import IMAGE_TOKEN
 from lmms_flexselect.families.internvl.processor import FrameSegments, frame_pixels, small_frames
 from lmms_flexselect.families.internvl.prompt import SYSTEM_MESSAGES, VIDEO_MARK, spell_out
-from lmms_flexselect.models.reading import Frames
+from lmms_flexselect.models.reading import Frames, ReadingProcessor, RenderedPrompt, read_for, rendered
 from lmms_flexselect.models.records import PreparedRow, text_of
 from lmms_flexselect.video.key import VideoKey, video_key
 from lmms_flexselect.video.reading import PYAV, Backend, VideoFile, with_video
@@ -80,8 +78,8 @@ def read_small(path: str, sampling: FrameSegments, processor: Any, backend: Back
     return with_video(path, work, backend)
 
 
-class InternVLMedia:
-    """Wraps a processor; everything not defined here is the wrapped one's.
+class InternVLMedia(ReadingProcessor[dict[str, Any]]):
+    """A `ReadingProcessor` that spells frames out in the prompt; of a video seen before it remembers the metadata.
 
     Parameters
     ----------
@@ -92,7 +90,7 @@ class InternVLMedia:
     sampling
         Which frames of a video are read.
     strict
-        Whether an unreadable video raises `VideoError`; otherwise its row is marked and goes on without media.
+        See `ReadingProcessor`.
     dtype
         In which frames are kept until the model sees them.
     selector_tokenizer
@@ -100,7 +98,7 @@ class InternVLMedia:
     frames
         Reads what has a `key`, perhaps ahead; None reads each in its turn.
     has_video
-        Whether the family keeps a video's visual tokens; the pixels of such a video are left out.
+        See `ReadingProcessor`.
     backend
         What decodes.
     """
@@ -117,22 +115,12 @@ class InternVLMedia:
         has_video: Callable[[VideoKey], bool] = lambda key: False,
         backend: Backend = PYAV,
     ) -> None:
-        self._processor = processor
+        super().__init__(processor, strict, frames or Frames(self.read, 0), has_video)
         self._form = form
         self._sampling = sampling
-        self._strict = strict
         self._dtype = dtype
         self._selector_tokenizer = selector_tokenizer
-        self._frames = frames or Frames(self.read, 0)
-        self._has_video = has_video
         self._backend = backend
-        self._seen: dict[VideoKey, dict[str, Any]] = {}  # metadata
-        self._row = PreparedRow()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # not there yet while being copied
-            raise AttributeError(name)
-        return getattr(self._processor, name)
 
     def key(self, path: str) -> VideoKey | None:
         """What a video is read by; None if there is no such file."""
@@ -142,42 +130,38 @@ class InternVLMedia:
         """The frames that a key stands for."""
         return read_small(key.path, self._sampling, self._processor, self._backend)
 
-    def knows(self, key: VideoKey | None) -> bool:
-        """Whether questions about a video need its frames no more."""
-        return key is not None and key in self._seen and self._has_video(key)
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> str:
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **kwargs: Any) -> RenderedPrompt:
         """Render one conversation, the system message of the prompt form before it if it has none."""
-        self._row = PreparedRow(text_of(conversation[-1]))
+        row = PreparedRow(text_of(conversation[-1]))
         system = SYSTEM_MESSAGES[self._form.system_message]
         if system is not None and conversation[0]["role"] != "system":
             conversation = [{"role": "system", "content": [{"type": "text", "text": system}]}, *conversation]
-        return self._processor.apply_chat_template(conversation, **kwargs)
+        return RenderedPrompt.of(self._processor.apply_chat_template(conversation, **kwargs), row)
 
     def __call__(
-        self, images: list[Any] | None = None, videos: list[str] | None = None, text: str = "", **kwargs: Any
+        self, text: str, images: list[Any] | None = None, videos: list[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
         """One prompt's inputs, as `InternVL.prompts` takes them, and `rows`: what was read for it."""
+        row = rendered(text).row
         start = time.perf_counter()
-        try:
-            keys = [self.key(path) for path in videos or []]
-            pixels_omitted = [self.knows(key) for key in keys]
-            pixels = [self._read(path, key) for path, key in zip(videos or [], keys, strict=True)]
-        except VideoError as error:
-            if self._strict:
-                raise
-            logger.warning(f"answered empty: {error}")
-            self._row.error, self._row.videos = str(error), []
-            pixels, keys, pixels_omitted, images = [], [], [], None
+        keys = [self.key(path) for path in videos or []]
+        omitted = [self.knows(key) for key in keys]
+
+        def read() -> list[Tensor]:
+            return [self._read(row, path, key) for path, key in zip(videos or [], keys, strict=True)]
+
+        pixels: list[Tensor] = read_for(row, self._strict, read, [])
+        if row.error is not None:
+            keys, omitted, images = [], [], None
             text = text.replace(VIDEO_MARK, "").replace(IMAGE_TOKEN, "")
-        frames = [len(video["frames_indices"]) for video in self._row.videos]
+        frames = [len(video["frames_indices"]) for video in row.videos]
         tiles: list[int] = []
         if images:
             options = {name: kwargs[name] for name in ("min_patches", "max_patches") if name in kwargs}
             made = self._processor.image_processor(images=images, crop_to_patches=True, return_tensors="pt", **options)
             tiles = torch.as_tensor(made["num_patches"]).tolist()
             pixels = _in_order(text, list(made["pixel_values"].split(tiles)), pixels)
-        self._row.seconds = time.perf_counter() - start
+        row.seconds = time.perf_counter() - start
         inputs: dict[str, Tensor] = {}
         for ids, prefix, tokenizer in (
             ("input_ids", "token_", self._processor.tokenizer),
@@ -185,7 +169,7 @@ class InternVLMedia:
         ):
             if tokenizer is not None:
                 form = self._form
-                tokens = spell_out(text, tiles, frames, tokenizer, form.tokens_per_tile, form.frame_labels)
+                tokens = spell_out(str(text), tiles, frames, tokenizer, form.tokens_per_tile, form.frame_labels)
                 inputs |= {ids: tokens.ids, f"{prefix}video": tokens.video, f"{prefix}frame": tokens.frame}
         inputs = {name: values[None] for name, values in inputs.items()}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -193,22 +177,21 @@ class InternVLMedia:
             inputs["pixel_values"] = torch.cat([part.to(self._dtype) for part in pixels])
         features = BatchFeature(inputs)
         if keys:
-            features |= {"video_keys": keys, "pixels_omitted": pixels_omitted}
-        features["rows"] = [self._row]
+            features |= {"video_keys": keys, "pixels_omitted": omitted}
+        features["rows"] = [row]
         return features
 
-    def _read(self, path: str, key: VideoKey | None) -> Tensor:
-        """Pixels of a video; none of one that is left out."""
+    def _read(self, row: PreparedRow, path: str, key: VideoKey | None) -> Tensor:
+        """Pixels of a video; none of one whose visual tokens are kept."""
         if key is not None and self.knows(key):
-            self._row.videos.append({"path": str(path), **self._seen[key]})
+            row.videos.append({"path": str(path), **self._seen[key]})
             return torch.empty(0)
         if key is None:
             video = read_small(str(path).removeprefix("file://"), self._sampling, self._processor, self._backend)
         else:
             video = self._frames.get(key)
-            self._seen = {seen: metadata for seen, metadata in self._seen.items() if self._has_video(seen)}
-            self._seen[key] = video.metadata
-        self._row.videos.append({"path": str(path), **video.metadata})
+            self.remember({key: video.metadata})
+        row.videos.append({"path": str(path), **video.metadata})
         parts = video.frames.split(_FRAMES_AT_ONCE)
         return torch.cat([frame_pixels(self._processor, part).to(self._dtype) for part in parts])
 

@@ -144,6 +144,7 @@ class LlavaVidFlexSelect(FlexSelectPlugin, Upstream):
     _upstream_module = upstream
     _placeholders = (DEFAULT_IMAGE_TOKEN,)
     _answers_in_batches = None
+    _overrides = frozenset({"load_video", "video_decode_backend", "_image_processor"})
     video_decode_backend: str
     max_frames_num: int
     fps: int

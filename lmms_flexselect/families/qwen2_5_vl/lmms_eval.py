@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as UpstreamChat
@@ -16,7 +17,7 @@ from lmms_flexselect.families.grid_frames import FrameSampling
 from lmms_flexselect.families.qwen2_5_vl.family import Qwen2_5_VL
 from lmms_flexselect.families.qwen2_5_vl.options import Options
 from lmms_flexselect.loading import checkpoint_config
-from lmms_flexselect.models.grid_media import PLACEHOLDERS, AddedPrompts
+from lmms_flexselect.models.grid_media import AddedPrompts
 from lmms_flexselect.models.grid_plugin import GridPlugin, check_video_names
 from lmms_flexselect.models.records import Answer
 from lmms_flexselect.models.running import abort_run
@@ -31,7 +32,6 @@ class _Qwen2_5_VLPlugin(GridPlugin):
     interleave_visuals: bool
     upstream_name = _family_name = "qwen2_5_vl"
     _upstream_module = upstream
-    _placeholders = PLACEHOLDERS
 
     def _family(self, model: Any) -> Qwen2_5_VL:
         return Qwen2_5_VL(model, rope=self.options.rope, seconds_per_unit=self.options.seconds_per_unit)
@@ -47,7 +47,7 @@ class _Qwen2_5_VLPlugin(GridPlugin):
 class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
     """Chat class. Frames: at most `max_num_frames`, and at most `fps` a second where that is given."""
 
-    is_simple = False
+    _overrides = frozenset({"fps"})
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         super()._check_upstream(upstream_args)
@@ -75,8 +75,26 @@ class Qwen2_5_VLFlexSelect(_Qwen2_5_VLPlugin, UpstreamChat):
         )
 
 
+class _NoProbe:
+    """In place of decord where upstream only looks at the first frame."""
+
+    class VideoReader:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def __getitem__(self, index: int) -> _NoProbe.VideoReader:
+            return self
+
+        def asnumpy(self) -> Any:
+            """An empty first frame."""
+            return np.zeros((0, 0, 3), dtype=np.uint8)
+
+
 class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
     """Simple class (``--force_simple``). Without `fps` frames are sampled as upstream's simple class does."""
+
+    # Upstream opens every video once more for a frame size that it does not use.
+    _upstream_replacements: ClassVar[Mapping[str, Any]] = {"decord": _NoProbe}
 
     def _sampling(self) -> FrameSampling:
         if self.fps is None:
@@ -86,10 +104,6 @@ class Qwen2_5_VLFlexSelectSimple(_Qwen2_5_VLPlugin, UpstreamSimple):
     def _pass_metadata(self) -> bool:
         # Upstream's simple class does not tell the processor the frame rate; its own positions are computed without.
         return self.options.rope == "published"
-
-    def _upstream_replacements(self) -> dict[str, Any]:
-        # Upstream opens every video once more for a frame size that it does not use.
-        return {"decord": _NoProbe}
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
         super()._check_upstream(upstream_args)
@@ -111,18 +125,3 @@ def _interleaved(visuals: list[Any], question: str) -> list[Any]:
     if missing := sorted({*range(1, len(visuals) + 1)} - said):
         raise FlexSelectError(f"interleave_visuals=True: no <image {missing[0]}> is in the question {question!r}")
     return _known_videos(visuals, question)
-
-
-class _NoProbe:
-    """In place of decord where upstream only looks at the first frame."""
-
-    class VideoReader:
-        def __init__(self, path: str) -> None:
-            self.path = path
-
-        def __getitem__(self, index: int) -> _NoProbe.VideoReader:
-            return self
-
-        def asnumpy(self) -> Any:
-            """An empty first frame."""
-            return np.zeros((0, 0, 3), dtype=np.uint8)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import transformers
 from lmms_eval.models.chat.qwen3_vl import Qwen3_VL as UpstreamChat
@@ -72,25 +72,6 @@ class _Qwen3VLPlugin(GridPlugin):
 class Qwen3VLFlexSelect(_Qwen3VLPlugin, UpstreamChat):
     """Chat class. Frames: at most `max_num_frames`, and at most `fps` a second where that is given."""
 
-    is_simple = False
-
-
-class Qwen3VLFlexSelectSimple(_Qwen3VLPlugin, UpstreamSimple):
-    """Simple class (``--force_simple``)."""
-
-    def _upstream_replacements(self) -> dict[str, Any]:
-        # Upstream opens every video once more to count its frames, and prepares a batch while another is answered;
-        # videos are read ahead here, and each batch's rows are handed over with it.
-        return {"decord": _NoProbe, "ThreadPoolExecutor": _InTurn}
-
-    def _prepared(self, requests: list[Any]) -> list[Any]:
-        return with_visuals(requests, _known_videos)
-
-
-def _known_videos(visuals: list[Any], question: str) -> list[Any]:
-    check_video_names([v.lower() if isinstance(v, str) else v for v in visuals], upstream._VIDEO_EXTENSIONS)
-    return visuals
-
 
 class _NoProbe:
     """In place of decord where upstream counts frames for a bound that is not used here."""
@@ -127,3 +108,19 @@ class _Later:
     def result(self) -> Any:
         """Of the call, made now."""
         return self._function(*self._arguments)
+
+
+class Qwen3VLFlexSelectSimple(_Qwen3VLPlugin, UpstreamSimple):
+    """Simple class (``--force_simple``)."""
+
+    # Upstream opens every video once more to count its frames, and prepares a batch while another is answered; videos
+    # are read ahead here.
+    _upstream_replacements: ClassVar[Mapping[str, Any]] = {"decord": _NoProbe, "ThreadPoolExecutor": _InTurn}
+
+    def _prepared(self, requests: list[Any]) -> list[Any]:
+        return with_visuals(requests, _known_videos)
+
+
+def _known_videos(visuals: list[Any], question: str) -> list[Any]:
+    check_video_names([v.lower() if isinstance(v, str) else v for v in visuals], upstream._VIDEO_EXTENSIONS)
+    return visuals
