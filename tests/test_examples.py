@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -55,12 +56,12 @@ def evaluated(installed, checkpoint, tmp_path_factory):
     stock_tasks.build(home, "mlvu_dev")
     _, broken, *_ = stock_tasks.build(home, "lvbench")
     broken.write_bytes(b"no video")
-    base = {"batch_size": 1, "log_samples": True, "include_path": str(installed_path("tasks"))}
+    base: dict[str, Any] = {"batch_size": 1, "log_samples": True, "include_path": str(installed_path("tasks"))}
     ours = {"model": "llava_onevision_flexselect", "tasks": "mlvu_dev"}
     selected = f"pretrained={checkpoint},{SELECT}"
-    needle = {"model": "qwen2_5_vl_flexselect", "tasks": "flexselect_needle_64", "limit": 6}
+    needle: dict[str, Any] = {"model": "qwen2_5_vl_flexselect", "tasks": "flexselect_needle_64", "limit": 6}
     upstream = f"pretrained={checkpoint},max_frames_num=8,dtype=float32,device=cpu,device_map=cpu"
-    runs = {
+    runs: dict[str, dict[str, Any]] = {
         "reference": {**ours, "model_args": f"{selected},dump_selection={folder / 'dump'}"},
         "none": {**ours, "model_args": f"{selected},selector=none"},
         "upstream": {"model": "llava_hf", "tasks": "mlvu_dev", "model_args": upstream, "force_simple": True},

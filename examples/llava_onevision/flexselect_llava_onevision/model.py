@@ -38,6 +38,7 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
     _family_name = "llava_onevision"
     _upstream_module = upstream
     _placeholders = ("<image>", "<video>")
+    _image_processor: Any
 
     def _config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, "llava_onevision")
