@@ -56,7 +56,7 @@ def evaluated(installed, checkpoint, tmp_path_factory):
     stock_tasks.build(home, "mlvu_dev")
     _, broken, *_ = stock_tasks.build(home, "lvbench")
     broken.write_bytes(b"no video")
-    base = {"batch_size": 1, "log_samples": True, "include_path": str(installed_path("tasks"))}
+    base: dict[str, Any] = {"batch_size": 1, "log_samples": True, "include_path": str(installed_path("tasks"))}
     ours = {"model": "llava_onevision_flexselect", "tasks": "mlvu_dev"}
     selected = f"pretrained={checkpoint},{SELECT}"
     needle: dict[str, Any] = {"model": "qwen2_5_vl_flexselect", "tasks": "flexselect_needle_64", "limit": 6}

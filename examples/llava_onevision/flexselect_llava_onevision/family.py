@@ -28,8 +28,8 @@ class LlavaOnevision(Family):
     @torch.no_grad()
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """One unpadded prompt a row; ``pixel_values_videos`` is ``(videos, frames, 3, size, size)``."""
-        ids, pixels = inputs["input_ids"], inputs.get("pixel_values_videos")
-        keys, left_out = described(inputs, 0 if pixels is None else len(pixels))
+        ids, pixels = inputs["input_ids"], inputs.get("pixel_values_videos", ())
+        keys, left_out = described(inputs, len(pixels))
         videos = self.visual_tokens(keys, left_out, lambda some: [self._encode(pixels[n]) for n in some])
         embeds, waiting = self.model.get_input_embeddings()(ids), iter(zip(keys, videos, strict=True))
         real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
@@ -48,7 +48,7 @@ class LlavaOnevision(Family):
     def _prompt(self, ids: Tensor, embeds: Tensor, waiting: Iterator[tuple[Hashable, VisualTokens]]) -> VideoPrompt:
         video, frame, label = (torch.full_like(ids, -1) for _ in range(3))
         places = (ids == self.model.config.video_token_id).nonzero().squeeze(-1)
-        side, grids, keys = side_of(self.model.config), [], []
+        side, grids, keys = side_of(self.model.config), list[tuple[int, int, int]](), list[Hashable]()
         while len(places):
             key, tokens = next(waiting)
             own, places = places[: len(tokens.model)], places[len(tokens.model) :]

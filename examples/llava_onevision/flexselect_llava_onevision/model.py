@@ -37,6 +37,7 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
     _family_name = "llava_onevision"
     _upstream_module = upstream
     _placeholders = ("<image>", "<video>")
+    _image_processor: Any
 
     def _config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, "llava_onevision")
@@ -73,10 +74,9 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
     def load_video(self, video_path: Any, max_frames_num: int) -> Any:
         """Frames as upstream takes them; what was read, or why it was not, goes to the processor beside them."""
         path = video_path if isinstance(video_path, str) else video_path[0]
-        start, key = time.perf_counter(), video_key(path, max_frames_num)
-        self._row, self._key = PreparedRow(), key
+        self._row, self._key, start = PreparedRow(), video_key(path, max_frames_num), time.perf_counter()
         try:
-            frames, metadata = read_frames(path, max_frames_num) if key is None else self._frames.get(key)
+            frames, metadata = self._frames.get(self._key) if self._key else read_frames(path, max_frames_num)
         except VideoError as error:
             if self.options.strict:
                 raise EscapeUpstream(error) from error

@@ -47,6 +47,5 @@ class OnevisionReader:
     def _inputs(self, frames: Tensor, question: str, answer: str) -> Mapping[str, Any]:
         chat = [{"role": "user", "content": f"<video>\n{question}"}]
         chat += [{"role": "assistant", "content": answer}] if answer else []
-        template = self._processor.tokenizer.apply_chat_template
-        text = template(chat, tokenize=False, add_generation_prompt=not answer)
+        text = self._processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer)
         return self._processor(videos=[frames.numpy()], text=text, return_tensors="pt")
