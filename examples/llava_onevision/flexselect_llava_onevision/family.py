@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lmms_flexselect.families.family import Family, VisualTokens, described
+from lmms_flexselect.families.family import Family, VisualTokens, keys_and_omissions
 from lmms_flexselect.method.prompt import VideoPrompt, consecutive
 
 FRAMES_AT_ONCE = 32
@@ -29,8 +29,8 @@ class LlavaOnevision(Family):
     def prompts(self, inputs: Mapping[str, Any]) -> list[VideoPrompt]:
         """One unpadded prompt a row; ``pixel_values_videos`` is ``(videos, frames, 3, size, size)``."""
         ids, pixels = inputs["input_ids"], inputs.get("pixel_values_videos", ())
-        keys, left_out = described(inputs, len(pixels))
-        videos = self.visual_tokens(keys, left_out, lambda some: [self._encode(pixels[n]) for n in some])
+        keys, omitted = keys_and_omissions(inputs, len(pixels))
+        videos = self.visual_tokens(keys, omitted, lambda some: [self._encode(pixels[n]) for n in some])
         embeds, waiting = self.model.get_input_embeddings()(ids), iter(zip(keys, videos, strict=True))
         real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         rows = zip(ids, embeds, real, strict=True)

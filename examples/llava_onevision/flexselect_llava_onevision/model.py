@@ -37,9 +37,10 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
     _family_name = "llava_onevision"
     _upstream_module = upstream
     _placeholders = ("<image>", "<video>")
+    _overrides = frozenset({"load_video", "_image_processor"})
     _image_processor: Any
 
-    def _config(self, pretrained: str) -> Any:
+    def _checkpoint_config(self, pretrained: str) -> Any:
         return checkpoint_config(pretrained, "llava_onevision")
 
     def _check_upstream(self, upstream_args: dict[str, Any]) -> None:
