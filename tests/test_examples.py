@@ -191,7 +191,7 @@ def test_show_of_the_family(commands):
 
 def test_doctor_of_the_family(commands):
     _, (_, said) = commands[0], commands[1]["doctor"]
-    assert "selector=reference at layer 2, 8 frames = 32 visual tokens at most, 12 kept, float32" in said
+    assert "selector=flexselect at layer 2, 8 frames = 32 visual tokens at most, 12 kept, float32" in said
 
 
 def test_train_says_that_the_family_has_no_selectors(commands):

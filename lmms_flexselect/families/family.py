@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_flexselect.errors import FlexSelectError
+from lmms_flexselect.families.spec import family as family_named
 from lmms_flexselect.lite.networks import Tower, network_of
 from lmms_flexselect.lite.selector import Lite
 from lmms_flexselect.method.prompt import VideoPrompt, generation_inputs, passing_extras
@@ -210,7 +211,9 @@ class Family:
 
     def _features_name(self, key: Hashable) -> tuple[Hashable, ...]:
         of_selector = None if self.selector is None else weights_key(self.selector)
-        return (key, "visual tokens", repr(self.tower), weights_key(self.model), of_selector)
+        # Of a model whose tokens may be pooled in several ways, the way is part of what a selector must share.
+        tower = repr(self.tower) if family_named(self.name).selector_network else None
+        return (key, "visual tokens", tower, weights_key(self.model), of_selector)
 
 
 def keys_and_omissions(inputs: Mapping[str, Any], videos: int) -> tuple[list[Hashable], list[bool]]:
