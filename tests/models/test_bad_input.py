@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"max_num_frames": 16, "min_pixels": 3136, "max_pixels":
         ({"token_budget": 2, "max_frames_per_set": 2}, r"token_budget=2: 8 frames make 4 frame sets .* at least 4"),
         ({"reference_layer": 6}, r"reference_layer=6: this model has layers 0 to 5"),
         ({"reference_layer": -1}, r"reference_layer=-1: .*at least 0"),
-        ({"selector": "best"}, r"selector=best: must be one of reference, lite, uniform, random, none"),
+        ({"selector": "best"}, r"selector=best: must be one of flexselect, lite, none, random, uniform"),
         ({"selector_path": "/x"}, r"selector_path=/x: goes with selector=lite, not reference"),
         ({"token_budgt": 5}, r"unknown model argument token_budgt: did you mean token_budget\? known are .*rope"),
         ({"rope": "yarn"}, r"rope=yarn: must be one of published, library"),

@@ -58,7 +58,7 @@ def no_weights(monkeypatch):
         ({"seconds_per_unit": 1.0}, "unknown model argument seconds_per_unit: "),
         ({"reference_layer": 6}, "reference_layer=6: this model has layers 0 to 5"),
         ({"reference_layer": -1}, "reference_layer=-1: must be a whole number of at least 0"),
-        ({"selector": "best"}, "selector=best: must be one of reference, lite, uniform, random, none"),
+        ({"selector": "best"}, "selector=best: must be one of flexselect, lite, none, random, uniform"),
         ({"selector": "lite"}, "selector=lite: give selector_path, the folder or hub name"),
         (
             {"selector": "lite", "selector_path": "/nowhere"},

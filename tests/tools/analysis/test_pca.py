@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.analysis.conftest import FAMILIES
 
 from lmms_flexselect import cli
 from lmms_flexselect.tools.analysis.haystacks import NeedleVideos
 from lmms_flexselect.tools.analysis.pca import projected, states_of_layers
+from tests.tools.analysis.conftest import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

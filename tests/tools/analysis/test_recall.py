@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-from tests.analysis.conftest import FAMILIES
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.method import relevance
@@ -17,6 +16,7 @@ from lmms_flexselect.tools.analysis.haystacks import Haystack, NeedleVideos
 from lmms_flexselect.tools.analysis.recall import recall_at_k, recall_of_layers
 from tests.support import oracle
 from tests.support.random_models import Part
+from tests.tools.analysis.conftest import FAMILIES
 
 UNITS = 16
 # Of a frame's tokens in their order: how many there are, and which stand for its four quarters.

@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from tests.show.conftest import COLUMNS, FRAMES, ROWS
 
 from lmms_flexselect.tools.show.page import page
 from lmms_flexselect.tools.show.sheet import contact_sheet, dumped_sheet
 from lmms_flexselect.tools.show.views import read_views, thumbnails
+from tests.tools.show.conftest import COLUMNS, FRAMES, ROWS
 
 
 class Parsed(HTMLParser):

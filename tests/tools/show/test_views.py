@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.show.conftest import COLUMNS, FRAMES, ROWS
 
 from lmms_flexselect.errors import FlexSelectError
 from lmms_flexselect.tools.show.views import join, read_views
+from tests.tools.show.conftest import COLUMNS, FRAMES, ROWS
 
 
 def one(path):
