@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"max_num_frames": 16, "min_pixels": 3136, "max_pixels":
         ({"reference_layer": 6}, r"reference_layer=6: this model has layers 0 to 5"),
         ({"reference_layer": -1}, r"reference_layer=-1: .*at least 0"),
         ({"selector": "best"}, r"selector=best: must be one of flexselect, lite, none, random, uniform"),
-        ({"selector_path": "/x"}, r"selector_path=/x: goes with selector=lite, not reference"),
+        ({"selector_path": "/x"}, r"selector_path=/x: goes with selector=lite, not flexselect"),
         ({"token_budgt": 5}, r"unknown model argument token_budgt: did you mean token_budget\? known are .*rope"),
         ({"rope": "yarn"}, r"rope=yarn: must be one of published, library"),
         ({"seconds_per_unit": 0}, r"seconds_per_unit=0: must be greater than 0"),

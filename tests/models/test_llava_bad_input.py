@@ -64,7 +64,7 @@ def no_weights(monkeypatch):
             {"selector": "lite", "selector_path": "/nowhere"},
             "selector_path=/nowhere: no checkpoint could be read there (",
         ),
-        ({"selector_path": "/x"}, "selector_path=/x: goes with selector=lite, not reference"),
+        ({"selector_path": "/x"}, "selector_path=/x: goes with selector=lite, not flexselect"),
         ({"dtype": "float8"}, "dtype=float8: must be one of bfloat16, float16, float32"),
         ({"dtype": "float32", "torch_dtype": "float16"}, "dtype=float32 and torch_dtype=float16: give one of them"),
         ({"strict": "perhaps"}, "strict=perhaps: must be true or false"),

@@ -64,7 +64,7 @@ def _views(
         made = build_model(model, {**arguments, "dump_selection": folder, "strict": True, "batch_size": 1})
         selector = made.options.selector
         if layers is not None and selector != "flexselect":
-            raise OptionError(f"--layers {layers}: goes with selector=reference, not {selector}")
+            raise OptionError(f"--layers {layers}: goes with selector=flexselect, not {selector}")
         numbers = (
             [made.options.reference_layer]
             if layers is None

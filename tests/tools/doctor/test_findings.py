@@ -17,7 +17,13 @@ from lmms_flexselect.tools.doctor.machine import Gpu, Machine
 from lmms_flexselect.tools.doctor.plan import Planned
 from lmms_flexselect.tools.doctor.supplies import of_data, of_disk, of_tasks, of_token, of_weights
 
-OURS = {"qwen2_5_vl_flexselect", "llava_vid_flexselect", "internvl_hf_flexselect", "internvl2_flexselect"}
+OURS = {
+    "qwen2_5_vl_flexselect",
+    "qwen3_vl_flexselect",
+    "llava_vid_flexselect",
+    "internvl_hf_flexselect",
+    "internvl2_flexselect",
+}
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 79 * GIB, 80 * GIB)
 NODE = Machine(
     python="3.11.7",

@@ -41,7 +41,7 @@ class Parsed(HTMLParser):
 
 @pytest.fixture
 def made(dump):
-    (sample,) = read_views(dump(marks=2), "reference, layer 1")
+    (sample,) = read_views(dump(marks=2), "flexselect, layer 1")
     sample.question = 'Is 1 < 2? </script><script>alert("$data")'
     sample.views[0].answer, sample.views[0].correct, sample.target = "<b>A</b>", 0.0, "B"
     return sample

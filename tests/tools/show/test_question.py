@@ -36,13 +36,13 @@ def test_the_needle_lies_where_relevance_is(needle, video, model):
     assert view.answer.strip() == needle["shape"]
     assert view.kept_of_frames.sum() == 16
     assert view.tokens == 16 * (4 if model.startswith("qwen") else 6)
-    assert view.name.startswith("reference, layer ")
+    assert view.name.startswith("flexselect, layer ")
 
 
 def test_layers_and_other_selectors_beside(needle, video):
     found = asked(video, needle["question"], layers="0,2-3", compare=["selector=lite", "token_budget=32"])
     names = [view.name for view in found.views]
-    assert names[:4] == ["reference, layer 0", "reference, layer 2", "reference, layer 3", "lite"]
+    assert names[:4] == ["flexselect, layer 0", "flexselect, layer 2", "flexselect, layer 3", "lite"]
     assert names[4].endswith("token_budget=32")
     assert [int(view.kept_of_frames.sum()) for view in found.views] == [16, 16, 16, 16, 32]
     ranks = [view.rank.tobytes() for view in found.views]
