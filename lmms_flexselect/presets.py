@@ -12,7 +12,15 @@ from typing import Any
 from lmms_flexselect.checkpoints import identify
 from lmms_flexselect.families.spec import family as family_named
 
-OPERATIONAL = ("dump_selection", "strict", "prefetch_videos", "store_gpu_gib", "store_cpu_gib", "process_timeout")
+OPERATIONAL = (
+    "dump_selection",
+    "strict",
+    "prefetch_videos",
+    "video_timeout",
+    "store_gpu_gib",
+    "store_cpu_gib",
+    "process_timeout",
+)
 """Options that change no answer: where files go, what is done about bad videos, and what saves time for memory."""
 
 PLACEMENT = ("batch_size", "device", "device_map")

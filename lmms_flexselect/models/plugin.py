@@ -150,7 +150,9 @@ class FlexSelectPlugin(RequestRunner):
         check_choice("video_decode_backend", given.get("video_decode_backend", "pyav"), self._decoders)
         options_class.resolve(given, {})  # cheap complaints first: before even the configuration is read
 
-        pretrained = checkpoint(given.get("pretrained", signature["pretrained"].default), self._family_name)
+        named = str(given.get("pretrained", signature["pretrained"].default))
+        pretrained = checkpoint(named, self._family_name)
+        self._shipped_name = named if pretrained != named else None
         pretrained = os.path.expanduser(pretrained)  # no shell does it within --model_args
         if selector is not None:
             folder = checkpoint(str(selector), self._family_name, selector=True)
@@ -186,7 +188,11 @@ class FlexSelectPlugin(RequestRunner):
         """What the model that was loaded is, and its selector: names for people, and hashes of what they hold."""
         pretrained, revision = upstream_args["pretrained"], upstream_args.get("revision")
         identity = identify(self._family_name, pretrained, raw_config(pretrained, self._revision))
-        told = {"name": identity.name, "preset": identity.model, "content": content_id(pretrained, revision)}
+        told = {
+            "name": self._shipped_name or identity.name,
+            "preset": identity.model,
+            "content": content_id(pretrained, revision),
+        }
         if self.options.selector_path is None:
             return told
         return {**told, "selector_content": content_id(self.options.selector_path)}
@@ -227,7 +233,7 @@ class FlexSelectPlugin(RequestRunner):
         return len(self.family.decoder.layers)
 
     def rank_at(self, layer: int) -> None:
-        """Rank at another layer from now on; with ``selector=reference``.
+        """Rank at another layer from now on; with ``selector=flexselect``.
 
         Raises
         ------
