@@ -205,9 +205,9 @@ def test_scores_of_real_runs(one_process, stock_videos, tmp_path):
     chat, none = folder / "chat", folder / "none"
     runs = record([chat, none, folder / "simple"], tmp_path / "expect.yaml")
     assert [(run.selector, run.options.get("force_simple")) for run in runs] == [
-        ("none", None),
         ("flexselect", True),
         ("flexselect", None),
+        ("none", None),
     ]
     for run in runs:
         assert (run.model, set(run.scores)) == ("qwen2_5_vl_flexselect", set(stock_videos))
@@ -263,9 +263,9 @@ def test_a_refused_option_ends_in_one_line_and_no_results(one_process):
     [
         ("qwen2_5_vl", "chat", 24, 3, 3, False),
         # Three questions over two processes, so that one is padded.
-        ("llava_vid", "llava_vid_reference", 12, 2, 3, False),
+        ("llava_vid", "llava_vid_flexselect", 12, 2, 3, False),
         # Two over three: one has none, and the cache would not even ask it.
-        ("internvl_hf", "internvl_hf_reference", 12, 3, 2, True),
+        ("internvl_hf", "internvl_hf_flexselect", 12, 3, 2, True),
     ],
 )
 def test_several_processes_give_the_results_of_one(

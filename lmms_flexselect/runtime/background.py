@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def in_background(
-    work: Callable[..., Result], *arguments: Any, turn: threading.Semaphore | None = None
+    work: Callable[..., Result], *arguments: Any, turn: threading.Semaphore | None = None, name: str = "background"
 ) -> Future[Result]:
     """What `work` will return or raise, begun at once, or when it is its `turn`.
 
@@ -34,5 +34,5 @@ def in_background(
             except BaseException as error:
                 future.set_exception(error)
 
-    threading.Thread(target=run, name="background", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return future

@@ -114,7 +114,7 @@ class Prefetcher(Generic[Key, Value]):
 
     def _read_in_thread(self, key: Key, turn: threading.Semaphore | None) -> Future[Value]:
         """A value that is read in a thread of its own, once that has its turn; RuntimeError if there is no thread."""
-        return in_background(self._value, key, turn=turn)
+        return in_background(self._value, key, turn=turn, name="prefetch")
 
     def _value(self, key: Key) -> Value:
         try:

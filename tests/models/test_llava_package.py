@@ -108,7 +108,8 @@ def load(name):
         said.append(next(module for module in bases if module.startswith("lmms_eval.")))
     except Exception as error:
         said.append(type(error).__name__)
-    said.append([m for m in sys.modules if m.split(".")[0] == "llava" or m.endswith(".llava_vid")])
+    ends = (".llava_vid", ".llava_video.lmms_eval")
+    said.append([m for m in sys.modules if m.split(".")[0] == "llava" or m.endswith(ends)])
 
 load("llava_vid")
 with tempfile.TemporaryDirectory() as folder:

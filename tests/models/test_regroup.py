@@ -15,6 +15,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from lmms_flexselect.models import running
+from lmms_flexselect.models.requests import check_videos
 from lmms_flexselect.models.scheduling import Offer, assign_processes, pack, unpack, without_padding
 from tests.support.evaluate import build
 from tests.support.sharing import CASES, WEIGHTS, Dealt, Request, Task, run
@@ -227,6 +228,8 @@ def test_a_video_weighs_as_much_as_is_read_of_it(one_of_two, stock_videos, tmp_p
     """6 seconds are 6 frames to LLaVA-Video; of what cannot be read nothing is."""
     good, bad = str(stock_videos["mlvu_dev"][0]), tmp_path / "bad.mp4"
     bad.write_bytes(b"text")
+    paths = [(good,), (str(bad),), (str(tmp_path),)]
+    one_of_two._lengths = check_videos(paths, one_of_two._check_video, strict=False)
     assert one_of_two._weight((good,)) == 6.0
     assert one_of_two._weight((good, good, str(bad))) == 13.0
     assert one_of_two._weight((str(bad),)) == one_of_two._weight((str(tmp_path),)) == one_of_two._weight(()) == 1.0

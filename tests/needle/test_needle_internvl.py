@@ -96,7 +96,7 @@ def test_text_and_needles_are_always_shown(trainee: NeedleInternVL, batch: Batch
 def test_the_preset_reads_one_frame_of_each_temporal_unit(units: int) -> None:
     preset = NeedleInternVL.preset
     segments = FrameSegments(preset["num_frames"], preset["fps"])
-    indices = segments.indices(SimpleNamespace(frames=2 * units, fps=2.0))  # type: ignore[arg-type]
+    indices = segments.indices(SimpleNamespace(frames=2 * units, fps=2.0, shown=list))  # type: ignore[arg-type]
     assert [index // 2 for index in indices] == list(range(units))
 
 
