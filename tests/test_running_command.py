@@ -245,7 +245,7 @@ def stuck(tmp_path, checkpoints, stock_videos):
 
 def wait_until_stuck(folder: Path, process: subprocess.Popen[str]) -> None:
     """Until the decoder is, and the two questions before were answered."""
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         said = (folder / "said").read_text()
         if "reading what is stuck" in said and re.search(r"Model Responding:\s+67%", said):

@@ -221,7 +221,7 @@ class RequestRunner(lmms):
         try:
             with (
                 replaced(module, **replacements),
-                tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as bar,
+                tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding", mininterval=0) as bar,
             ):
                 for batch in batches:
                     given = self._batch_answers(kind, loop, [requests[i] for i in batch], [videos[i] for i in batch])

@@ -88,7 +88,6 @@ class LlavaOnevisionFlexSelect(FlexSelectPlugin, upstream.LlavaHf):
         return frames.numpy()
 
     def _with_rows(self, videos: Any = None, text: str = "", **kwargs: Any) -> Any:
-        """The processor's batch with what was read for it."""
         inputs = self._processor(videos=videos, text=text, **kwargs)
         row = self._row if videos else PreparedRow()
         row.text, inputs["rows"] = text, [row]
