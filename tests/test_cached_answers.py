@@ -14,7 +14,7 @@ from lmms_eval.caching.response_cache import ResponseCache
 from safetensors.torch import load_file, save_file
 
 from lmms_flexselect.needle import CHECKPOINTS
-from lmms_flexselect.tools.analysis.measured import KIND
+from lmms_flexselect.recall_file import KIND
 from tests.support.evaluate import evaluate
 
 pytestmark = pytest.mark.cli
