@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
     """Answer the questions of all `RUNS` in this process."""
     config = yaml.safe_load((installed_path("run_configs") / "regression.yaml").read_text())
     for name, (break_it, family) in RUNS.items():
-        (run,) = [run for run in config if run["output_path"] == f"results/{family}/reference"]
+        (run,) = [run for run in config if run["output_path"] == f"results/{family}/flexselect"]
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**run, "tasks": TASK, "output_path": str(folder / name)}))
         sys.argv = ["lmms_eval", "--config", str(file), "--include_path", str(installed_path("tasks"))]
