@@ -219,7 +219,7 @@ def test_scores_of_real_runs(one_process, stock_videos, tmp_path):
     assert (report.passed, len(report.cases), report.notes) == (True, 12, [])
     # Another run's results under the first one's name: options tell.
     report = check([none], tmp_path / "expect.yaml")
-    assert [case.outcome for case in report.cases] == ["same"] * 4 + ["error"] * 8
+    assert [case.outcome for case in report.cases] == ["error"] * 8 + ["same"] * 4
     rows = compare([chat], none)
     assert [row.score.task for row in rows] == [
         task for name in sorted(stock_videos) for task in ((name, "videomme, long") if name == "videomme" else (name,))
